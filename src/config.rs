@@ -1,0 +1,106 @@
+//! Configuration: TOML with drop-ins, then flags.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Driver;
+use crate::network::Mode;
+
+/// Everything that can be set. `podwright config default` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The CRI socket.
+    pub listen: PathBuf,
+    /// What outlives a boot: images, pods' and containers' records and writable layers.
+    pub root: PathBuf,
+    /// What is of this boot: the keeper's socket, FIFOs, notes.
+    pub state: PathBuf,
+    /// Where pods' network namespaces are pinned.
+    pub netns_dir: PathBuf,
+    pub log_level: String,
+    /// The keeper's executable; empty: `podwright-keeper` beside this one.
+    pub keeper: PathBuf,
+    /// Shown as `crictl info`'s and metrics' runtime handler names beside "".
+    pub cgroup: CgroupConfig,
+    pub network: NetworkConfig,
+    pub image: ImageConfig,
+    pub container: ContainerConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CgroupConfig {
+    pub driver: Driver,
+    /// The parent of all cgroups of ours, and of pods without a cgroup_parent.
+    pub root: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    pub mode: Option<Mode>,
+    pub bridge: String,
+    pub subnet: String,
+    pub mtu: Option<u32>,
+    pub cni_conf_dir: PathBuf,
+    pub cni_bin_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageConfig {
+    pub insecure_registries: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerConfig {
+    /// RLIMIT_NOFILE of containers, soft and hard; not the daemon's own (BEHAVIOUR 23).
+    pub nofile: (u64, u64),
+    /// Seconds that touching a volume may take before CreateContainer fails.
+    pub volume_timeout: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "/run/podwright/podwright.sock".into(),
+            root: "/var/lib/podwright".into(),
+            state: "/run/podwright".into(),
+            netns_dir: "/run/netns".into(),
+            log_level: "info".into(),
+            keeper: PathBuf::new(),
+            cgroup: CgroupConfig::default(),
+            network: NetworkConfig::default(),
+            image: ImageConfig::default(),
+            container: ContainerConfig::default(),
+        }
+    }
+}
+
+impl Default for CgroupConfig {
+    fn default() -> Self {
+        Self { driver: Driver::Cgroupfs, root: "/podwright".into() }
+    }
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            bridge: "podwright0".into(),
+            subnet: "10.88.0.0/16".into(),
+            mtu: None,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        }
+    }
+}
+
+impl Default for ContainerConfig {
+    fn default() -> Self {
+        Self { nofile: (1 << 16, 1 << 20), volume_timeout: 20 }
+    }
+}

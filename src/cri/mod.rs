@@ -1,0 +1,1 @@
+//! The CRI: gRPC in, plain specs on. Nothing outside this folder knows protobuf.

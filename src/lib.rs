@@ -1,0 +1,21 @@
+//! Podwright, a Kubernetes container runtime. `docs/ARCHITECTURE.md` is the map; this is its key.
+//!
+//! Arrows between the folders run one way:
+//! `cri` → `pod`, `container`, `image` → `network`, `cgroup`, `security` → `sys`; `keeper` → `sys`.
+#![deny(unsafe_code)]
+
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod cri;
+pub mod error;
+pub mod image;
+pub mod keeper;
+pub mod network;
+pub mod node;
+pub mod pod;
+pub mod security;
+pub mod sys;
+
+pub use error::{Error, Result};

@@ -1,0 +1,4 @@
+//! What a container may do: capabilities and the seccomp filter. Pure policy; `keeper` applies it.
+
+pub mod capabilities;
+pub mod seccomp;
