@@ -1,1 +1,1 @@
-//! The CRI: gRPC in, plain specs on. Nothing outside this folder knows protobuf.
+pub mod wire;
