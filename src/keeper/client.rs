@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::SpawnPlan;
+pub use super::protocol::{Exit, Status};
 use crate::Result;
 
 #[derive(Debug, Clone)]
@@ -57,32 +58,6 @@ pub enum Source {
     Pipes { stdout: Arc<OwnedFd>, stderr: Arc<OwnedFd> },
     /// The pty's master, and the pipe that it is spliced into (read end, write end).
     Terminal { master: Arc<OwnedFd>, pipe: (Arc<OwnedFd>, Arc<OwnedFd>) },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    Code(u8),
-    Signal(u8),
-    /// Nobody can know it (BEHAVIOUR 41).
-    Unknown,
-}
-
-impl Status {
-    /// As a shell and the CRI have it: 128 + signal; 255 where it is unknown.
-    pub fn code(self) -> i32 {
-        match self {
-            Status::Code(code) => i32::from(code),
-            Status::Signal(signal) => 128 + i32::from(signal),
-            Status::Unknown => 255,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    pub status: Status,
-    /// Nanoseconds since the epoch.
-    pub finished_at: i64,
 }
 
 /// A process that the keeper looks after.

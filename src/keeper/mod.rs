@@ -4,4 +4,6 @@
 //! runs in the keeper and knows neither tokio nor the rest of the library.
 
 pub mod client;
+pub mod note;
 pub mod plan;
+pub mod protocol;

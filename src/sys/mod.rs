@@ -1,3 +1,11 @@
 //! System calls that the libraries lack or get wrong, each with the invariant that makes it safe.
 //! The only place for `unsafe`.
 #![allow(unsafe_code)]
+
+pub mod clone;
+pub mod mount;
+pub mod pidfd;
+pub mod prctl;
+mod raw;
+pub mod seqpacket;
+pub mod shared_page;
