@@ -1,13 +1,39 @@
 //! Addresses for pods: the embedded bridge network, or CNI plugins.
+//!
+//! ```text
+//!   namespace::create ──▶ attach ──▶ (containers run) ──▶ detach ──▶ namespace::unpin
+//!                            │                               ▲
+//!                  journal, then interfaces    by what the journal says, not by today's mode
+//! ```
+//!
+//! What is journalled before it is done: an address file in `builtin` ([`builtin`]), the request
+//! itself in `cni`. `detach` and `reconcile` go by that, so a pod attached under one
+//! mode is taken down rightly under the other, after a crash, and after a reboot.
+
+mod builtin;
+pub mod namespace;
+mod netlink;
+mod stats;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::Error;
+use crate::error::{Result, Step};
 use crate::pod::spec::{PodName, PortMapping};
+
+use builtin::Builtin;
+use turn::Turns;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +54,9 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// What outlives a reboot: addresses, cached CNI results.
     pub root: PathBuf,
+    /// Where results are cached as libcni does. None: under `root`, so that daemons side by side
+    /// do not meet; other tools of the host look in /var/lib/cni.
+    pub cni_cache_dir: Option<PathBuf>,
 }
 
 /// A pod, as far as its network is concerned. Serialisable: intent is journalled before ADD.
@@ -56,50 +85,166 @@ pub struct InterfaceStats {
     pub tx_errors: u64,
 }
 
-/// Cheap to clone.
+/// The node's pod network. Cheap to clone.
 #[derive(Clone)]
-pub struct Network {}
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    dir: PathBuf,
+    builtin: Builtin,
+    turns: Turns,
+    sweeping: AtomicBool,
+}
+
+/// How often freed addresses are looked after while some wait for the kernel: it takes a
+/// namespace down in about 30 ms.
+const SWEEP: Duration = Duration::from_millis(100);
 
 impl Network {
-    pub fn open(_config: Config) -> Result<Self> {
-        todo!()
+    /// Reads what is on disk, and sets up the bridge where it will be used. Blocks. A network that
+    /// cannot be set up now is no error: [`ready`](Self::ready) has the reason and tries again.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a bridge name or subnet that cannot work; files that cannot be read.
+    pub fn open(config: Config) -> Result<Self> {
+        let dir = config.root.join("network");
+        std::fs::create_dir_all(&dir).step(|| format!("making {}", dir.display()))?;
+        let builtin = Builtin::open(&config, &dir)?;
+        let inner = Inner { dir, builtin, turns: Turns::default(), sweeping: AtomicBool::new(false), config };
+        let network = Self { inner: Arc::new(inner) };
+        let cidr = std::fs::read_to_string(network.cidr_path()).unwrap_or_default();
+        if !cidr.is_empty()
+            && let Err(error) = network.use_pod_cidr(&cidr)
+        {
+            tracing::warn!(%error, "the pod CIDR of before is not used");
+        }
+        if network.mode() == Mode::Builtin
+            && let Err(error) = network.inner.builtin.prepare()
+        {
+            tracing::warn!(%error, "the network is not ready");
+        }
+        Ok(network)
+    }
+
+    /// What the next pod is attached by.
+    pub fn mode(&self) -> Mode {
+        self.inner.config.mode.unwrap_or(Mode::Builtin)
     }
 
     /// Err: the reason why no pod can get an address now (Status: NetworkReady).
     pub fn ready(&self) -> Result<(), String> {
-        todo!()
+        match self.mode() {
+            Mode::Builtin => self.inner.builtin.ready(),
+            Mode::Cni => Err("CNI is not built yet".into()),
+        }
     }
 
     /// Journals, then gives the pod its interfaces. On failure everything is undone before it
     /// returns. Safe to cancel: what was begun is finished or undone by `detach`.
-    pub async fn attach(&self, _pod: &PodNetwork) -> Result<Attachment> {
-        todo!()
+    pub async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
+        let turn = self.inner.turns.wait(&pod.pod_id).await;
+        match self.mode() {
+            Mode::Builtin => {
+                let pod = pod.clone();
+                // The turn goes along: if this call is given up, `detach` waits for the thread.
+                self.blocking(move |inner| {
+                    let _turn = turn;
+                    inner.builtin.attach(&pod)
+                })
+                .await
+            }
+            Mode::Cni => Err(Error::unimplemented("the CNI network")),
+        }
     }
 
-    /// Takes everything back; repeating it is fine, and so is a namespace that is gone.
-    pub async fn detach(&self, _pod: &PodNetwork) -> Result<()> {
-        todo!()
+    /// Takes everything back; repeating it is fine, and so is a namespace that is gone. The caller
+    /// then unpins and drops the namespace; an address is not used again before its link is gone.
+    pub async fn detach(&self, pod: &PodNetwork) -> Result<()> {
+        let turn = self.inner.turns.wait(&pod.pod_id).await;
+        let id = pod.pod_id.clone();
+        self.blocking(move |inner| {
+            let _turn = turn;
+            inner.builtin.detach(&id)
+        })
+        .await?;
+        self.sweep_later();
+        Ok(())
     }
 
     /// Releases what pods hold that are not among `live` (IDs), e.g. after a reboot.
-    pub async fn reconcile(&self, _live: &[String]) -> Result<()> {
-        todo!()
+    pub async fn reconcile(&self, live: &[String]) -> Result<()> {
+        let live: std::collections::HashSet<String> = live.iter().cloned().collect();
+        self.blocking(move |inner| inner.builtin.reconcile(&|id| live.contains(id))).await?;
+        self.sweep_later();
+        Ok(())
     }
 
-    /// UpdateRuntimeConfig's pod CIDR, empty meaning none.
-    pub fn set_pod_cidr(&self, _cidr: &str) -> Result<()> {
-        todo!()
+    /// UpdateRuntimeConfig's pod CIDR, empty meaning none. Pods that have an address keep it; it
+    /// is remembered over restarts, since kubelet tells it once. Blocks.
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        if cidr.trim().is_empty() {
+            return Ok(());
+        }
+        self.use_pod_cidr(cidr)?;
+        let path = self.cidr_path();
+        std::fs::write(&path, cidr).step(|| format!("writing {}", path.display()))
     }
 
-    /// Counters of every interface in a network namespace, the pod's default one first.
-    pub fn stats(_netns: &std::path::Path) -> Result<Vec<InterfaceStats>> {
-        todo!()
+    /// Counters of every interface in a network namespace, the pod's default one first, loopback
+    /// left out. Blocks for some ten microseconds.
+    pub fn stats(netns: &Path) -> Result<Vec<InterfaceStats>> {
+        stats::read(netns)
     }
-}
 
-/// Makes namespaces for a pod in a thread of its own; the network one is pinned at `pin`.
-pub struct NewNamespaces {
-    pub net: Option<std::os::fd::OwnedFd>,
-    pub ipc: Option<std::os::fd::OwnedFd>,
-    pub uts: Option<std::os::fd::OwnedFd>,
+    fn use_pod_cidr(&self, cidr: &str) -> Result<()> {
+        let ipv4 = cidr.split(',').map(str::trim).find(|c| !c.contains(':'));
+        match (self.mode(), ipv4) {
+            (Mode::Builtin, Some(subnet)) => self.inner.builtin.set_subnet(subnet),
+            (Mode::Builtin, None) => Err(Error::invalid(format!(
+                "pod CIDR {cidr:?} has no IPv4 subnet, and the builtin network no IPv6"
+            ))),
+            (Mode::Cni, _) => Ok(()),
+        }
+    }
+
+    fn cidr_path(&self) -> PathBuf {
+        self.inner.dir.join("pod_cidr")
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or_else(|e| Err(Error::internal(format!("a network task failed: {e}"))))
+    }
+
+    /// Looks after the addresses that wait for their links to go, until none does; only one task
+    /// does so at a time. A link that stays (somebody holds its namespace) is given up after a
+    /// minute: the next attach or detach looks again.
+    fn sweep_later(&self) {
+        if self.inner.sweeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let network = self.clone();
+        tokio::spawn(async move {
+            for _ in 0..600 {
+                tokio::time::sleep(SWEEP).await;
+                match network.blocking(|inner| inner.builtin.sweep()).await {
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "freed addresses stay reserved");
+                        break;
+                    }
+                }
+            }
+            network.inner.sweeping.store(false, Ordering::Release);
+        });
+    }
 }

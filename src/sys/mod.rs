@@ -4,6 +4,7 @@
 
 pub mod clone;
 pub mod mount;
+pub mod namespace;
 pub mod pidfd;
 pub mod prctl;
 mod raw;

@@ -1,0 +1,24 @@
+//! unshare(2) for threads.
+
+use rustix::thread::UnshareFlags;
+
+/// Which namespaces the calling thread gets anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unshare {
+    pub net: bool,
+    pub ipc: bool,
+    pub uts: bool,
+}
+
+/// Moves the calling thread into new namespaces; the other threads of the process stay.
+///
+/// Call it on a thread that ends afterwards, never on a pool's.
+pub fn unshare(new: Unshare) -> rustix::io::Result<()> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, new.net);
+    flags.set(UnshareFlags::NEWIPC, new.ipc);
+    flags.set(UnshareFlags::NEWUTS, new.uts);
+    // SAFETY: `flags` can hold the three bits above only, never CLONE_FILES, so every thread goes
+    // on sharing one file descriptor table and an OwnedFd stays valid on whichever it is dropped.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
