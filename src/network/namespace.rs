@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -140,10 +140,27 @@ pub fn open(path: &Path) -> Result<OwnedFd> {
 /// Those of `work`, and EINVAL where the fd is of no network namespace (an unmounted pin).
 pub fn run<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_a_thread(|| {
-        rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
-            .step(|| "entering the pod's network namespace")?;
+        enter(netns.as_fd())?;
         work()
     })
+}
+
+/// Runs `work` in each of the pinned network namespaces, one after the other on one thread: the
+/// thread costs more than the visits.
+pub fn visit<T: Send>(
+    pins: &[impl AsRef<Path> + Sync],
+    work: impl Fn() -> Result<T> + Sync,
+) -> Result<Vec<Result<T>>> {
+    let one = |pin: &Path| {
+        enter(open(pin)?.as_fd())?;
+        work()
+    };
+    on_a_thread(|| Ok(pins.iter().map(|pin| one(pin.as_ref())).collect()))
+}
+
+fn enter(netns: BorrowedFd) -> Result<()> {
+    rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+        .step(|| "entering the pod's network namespace")
 }
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {

@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
-use super::netlink::{self, Socket, link};
+use super::netlink::link::{self, LinkState};
+use super::netlink::{self, Socket};
 use super::{InterfaceStats, namespace};
 use crate::Result;
 
 /// The CRI's default interface name; its counters come first.
 const DEFAULT: &str = "eth0";
 
-pub fn read(netns: &Path) -> Result<Vec<InterfaceStats>> {
-    let netns = namespace::open(netns)?;
-    let links = namespace::run(&netns, || link::list(&mut Socket::open(netlink::ROUTE)?))?;
+pub fn read(pins: &[impl AsRef<Path> + Sync]) -> Result<Vec<Result<Vec<InterfaceStats>>>> {
+    namespace::visit(pins, || Ok(counters(link::list(&mut Socket::open(netlink::ROUTE)?)?)))
+}
+
+fn counters(links: Vec<LinkState>) -> Vec<InterfaceStats> {
     let mut stats: Vec<_> = links
         .into_iter()
         .filter(|link| !link.is_loopback())
@@ -24,5 +27,5 @@ pub fn read(netns: &Path) -> Result<Vec<InterfaceStats>> {
         })
         .collect();
     stats.sort_by_key(|s| s.name != DEFAULT);
-    Ok(stats)
+    stats
 }

@@ -1,24 +1,28 @@
-//! Who has which address, kept on disk:
+//! Who has which address, kept in `ROOT/network/builtin/addresses`, a text file that is only
+//! appended to:
 //!
 //! ```text
-//! ROOT/network/builtin/
-//!     addresses/10.88.0.2   the pod's ID, a newline, its namespace's pin
-//!     addresses/10.88.0.3
-//!     leaving/10.88.0.4     the same, of a pod that gave its address back
+//! + 10.88.0.2 4f0c… /run/netns/4f0c…   taken: the pod's ID, where its namespace is pinned
+//! + 10.88.0.3 91ab… /run/netns/91ab…
+//! - 10.88.0.2                          given back; its link may still be there
+//! . 10.88.0.2                          free
 //! ```
 //!
-//! A file in `addresses/` is made (O_EXCL) before anything in the kernel is, so it is the journal
-//! as well: whatever of a pod may exist has its file here. A pod that is taken down drops its
-//! namespace and does not wait for the kernel to take down the link in it, which takes 30 ms;
-//! until that link is gone its address could still answer, so the file is moved to `leaving/` and
-//! the address is free only once no link of the pod's name is there. Addresses are given out in
-//! turn, so that the ones just freed are the last to be used again.
+//! A line is written, by one write, before anything in the kernel is made, so the file is the
+//! journal as well: whatever of a pod may exist stands here. It is written anew, and put in place
+//! whole, when the daemon starts and whenever most of it is history. (A file for each address costs
+//! fifty times as much on ext4, which looks for an inode that was not freed in the last seconds.)
+//!
+//! A pod that is taken down drops its namespace and does not wait for the kernel to take down the
+//! link in it, which takes 30 ms; until that link is gone its address could still answer, so the
+//! address is free only once no link of the pod's name is there. Addresses are given out in turn,
+//! so that the ones just freed are the last to be used again.
 //!
 //! Nothing is synced to disk: after a power cut no link is left, and so no address in use either;
-//! a file that lost its content belongs to nobody.
+//! a line that is torn belongs to nobody.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -37,25 +41,51 @@ pub struct Owner {
 
 #[derive(Debug)]
 pub struct Pool {
-    dir: PathBuf,
-    taken: HashMap<Ipv4Addr, Owner>,
-    by_pod: HashMap<String, Ipv4Addr>,
-    leaving: BTreeMap<Ipv4Addr, Owner>,
+    path: PathBuf,
+    file: File,
+    /// Lines in the file.
+    lines: usize,
+    held: Held,
     last: Ipv4Addr,
 }
 
+/// What the file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    taken: BTreeMap<Ipv4Addr, Owner>,
+    by_pod: HashMap<String, Ipv4Addr>,
+    leaving: BTreeMap<Ipv4Addr, Owner>,
+}
+
+/// A line of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Change {
+    Take(Ipv4Addr, Owner),
+    Leave(Ipv4Addr),
+    Free(Ipv4Addr),
+}
+
+/// History that is kept before the file is written anew, in lines.
+const HISTORY: usize = 4096;
+
 impl Pool {
-    /// Reads what is on disk; torn files are removed.
-    pub fn open(dir: PathBuf) -> Result<Self> {
-        for sub in ["addresses", "leaving"] {
-            let path = dir.join(sub);
-            fs::create_dir_all(&path).step(|| format!("making {}", path.display()))?;
+    /// Reads the file at `path`, if there is one, and writes it anew.
+    pub fn open(path: PathBuf) -> Result<Self> {
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
+        };
+        let mut held = Held::default();
+        let mut last = Ipv4Addr::UNSPECIFIED;
+        for change in String::from_utf8_lossy(&text).split_inclusive('\n').filter_map(Change::parse) {
+            if let Change::Take(address, _) = &change {
+                last = *address;
+            }
+            held.apply(change);
         }
-        let taken: HashMap<_, _> = read(&dir.join("addresses"))?.into_iter().collect();
-        let leaving: BTreeMap<_, _> = read(&dir.join("leaving"))?.into_iter().collect();
-        let by_pod = taken.iter().map(|(address, owner)| (owner.pod_id.clone(), *address)).collect();
-        let last = taken.keys().chain(leaving.keys()).max().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-        Ok(Self { dir, taken, by_pod, leaving, last })
+        let (file, lines) = rewrite(&path, &held)?;
+        Ok(Self { path, file, lines, held, last })
     }
 
     /// The pod's address: the one it has, or the next that is free.
@@ -63,125 +93,149 @@ impl Pool {
     /// # Errors
     /// RESOURCE_EXHAUSTED when every address of the subnet is taken or about to be left.
     pub fn allocate(&mut self, subnet: &Subnet, owner: &Owner) -> Result<Ipv4Addr> {
-        if let Some(address) = self.by_pod.get(&owner.pod_id) {
+        if let Some(address) = self.held.by_pod.get(&owner.pod_id) {
             return Ok(*address);
         }
-        for address in subnet.after(self.last) {
-            if self.taken.contains_key(&address) || self.leaving.contains_key(&address) {
-                continue;
-            }
-            let path = self.taken_path(address);
-            let file = OpenOptions::new().write(true).create_new(true).open(&path);
-            let written = match file {
-                Ok(mut file) => file.write_all(encode(owner).as_bytes()),
-                // Somebody else's: the same root used twice.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(Error::io(format!("reserving {}", path.display()), e)),
-            };
-            if let Err(e) = written {
-                let _ = fs::remove_file(&path);
-                return Err(Error::io(format!("writing {}", path.display()), e));
-            }
-            self.last = address;
-            self.taken.insert(address, owner.clone());
-            self.by_pod.insert(owner.pod_id.clone(), address);
-            return Ok(address);
-        }
-        Err(Error::new(
-            Kind::ResourceExhausted,
-            format!(
-                "no address of {subnet} is free: {} are taken, {} wait for their link to go",
-                self.taken.len(),
-                self.leaving.len()
-            ),
-        ))
+        let held = &self.held;
+        let is_free = |a: &Ipv4Addr| !held.taken.contains_key(a) && !held.leaving.contains_key(a);
+        let Some(address) = subnet.after(self.last).find(is_free) else {
+            let (taken, leaving) = (held.taken.len(), held.leaving.len());
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                format!(
+                    "no address of {subnet} is free: {taken} are taken, {leaving} wait for their link to go"
+                ),
+            ));
+        };
+        self.write(Change::Take(address, owner.clone()))?;
+        self.last = address;
+        Ok(address)
     }
 
     /// Gives the pod's address back, to be used again once its link is gone. None: it had none.
     pub fn leave(&mut self, pod_id: &str) -> Result<Option<Owner>> {
-        let Some(&address) = self.by_pod.get(pod_id) else { return Ok(None) };
-        let (from, to) = (self.taken_path(address), self.leaving_path(address));
-        match fs::rename(&from, &to) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                return Err(Error::io(format!("releasing {}", from.display()), e));
-            }
-            _ => {}
-        }
-        self.by_pod.remove(pod_id);
-        let owner = self.taken.remove(&address);
-        if let Some(owner) = &owner {
-            self.leaving.insert(address, owner.clone());
-        }
-        Ok(owner)
+        let Some(&address) = self.held.by_pod.get(pod_id) else { return Ok(None) };
+        self.write(Change::Leave(address))?;
+        Ok(self.held.leaving.get(&address).cloned())
     }
 
     /// Frees the addresses whose pods' links are gone; returns how many are still to go.
     pub fn sweep(&mut self, gone: impl Fn(&str) -> bool) -> Result<usize> {
-        let free: Vec<_> = self.leaving.iter().filter(|(_, o)| gone(&o.pod_id)).map(|(a, _)| *a).collect();
+        let free: Vec<_> =
+            self.held.leaving.iter().filter(|(_, o)| gone(&o.pod_id)).map(|(a, _)| *a).collect();
         for address in free {
-            let path = self.leaving_path(address);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(Error::io(format!("removing {}", path.display()), e));
-                }
-                _ => self.leaving.remove(&address),
-            };
+            self.write(Change::Free(address))?;
         }
-        Ok(self.leaving.len())
+        Ok(self.held.leaving.len())
     }
 
     /// The pods that have an address.
     pub fn pods(&self) -> Vec<String> {
-        self.by_pod.keys().cloned().collect()
+        self.held.by_pod.keys().cloned().collect()
     }
 
-    fn taken_path(&self, address: Ipv4Addr) -> PathBuf {
-        self.dir.join("addresses").join(address.to_string())
-    }
-
-    fn leaving_path(&self, address: Ipv4Addr) -> PathBuf {
-        self.dir.join("leaving").join(address.to_string())
+    fn write(&mut self, change: Change) -> Result<()> {
+        if self.lines > HISTORY + 2 * (self.held.taken.len() + self.held.leaving.len()) {
+            (self.file, self.lines) = rewrite(&self.path, &self.held)?;
+        }
+        let line = change.line()?;
+        self.file.write_all(line.as_bytes()).step(|| format!("writing {}", self.path.display()))?;
+        self.lines += 1;
+        self.held.apply(change);
+        Ok(())
     }
 }
 
-fn encode(owner: &Owner) -> String {
-    format!("{}\n{}\n", owner.pod_id, owner.netns.display())
-}
-
-/// None: torn.
-fn decode(text: &str) -> Option<Owner> {
-    let mut lines = text.split('\n');
-    let (pod_id, netns) = (lines.next()?, lines.next()?);
-    // The newline that ends the second line is the last byte written.
-    (!pod_id.is_empty() && lines.next() == Some(""))
-        .then(|| Owner { pod_id: pod_id.to_owned(), netns: netns.into() })
-}
-
-fn read(dir: &Path) -> Result<Vec<(Ipv4Addr, Owner)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).step(|| format!("reading {}", dir.display()))? {
-        let path = entry.step(|| format!("reading {}", dir.display()))?.path();
-        let address = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
-        let Some(address) = address else { continue };
-        let owner = fs::read_to_string(&path).ok().and_then(|text| decode(&text));
-        match owner {
-            Some(owner) => found.push((address, owner)),
-            None => fs::remove_file(&path).step(|| format!("removing torn {}", path.display()))?,
+impl Held {
+    fn apply(&mut self, change: Change) {
+        match change {
+            // A file that was tampered with may take an address twice: the later one has it.
+            Change::Take(address, owner) => {
+                self.leaving.remove(&address);
+                if let Some(earlier) = self.taken.remove(&address) {
+                    self.by_pod.remove(&earlier.pod_id);
+                }
+                if let Some(earlier) = self.by_pod.remove(&owner.pod_id) {
+                    self.taken.remove(&earlier);
+                }
+                self.by_pod.insert(owner.pod_id.clone(), address);
+                self.taken.insert(address, owner);
+            }
+            Change::Leave(address) => {
+                if let Some(owner) = self.taken.remove(&address) {
+                    self.by_pod.remove(&owner.pod_id);
+                    self.leaving.insert(address, owner);
+                }
+            }
+            Change::Free(address) => {
+                self.leaving.remove(&address);
+            }
         }
     }
-    Ok(found)
+}
+
+impl Change {
+    /// # Errors
+    /// INVALID_ARGUMENT where an ID or a path could not be told from the rest of the line.
+    fn line(&self) -> Result<String> {
+        match self {
+            Self::Take(address, Owner { pod_id, netns }) => {
+                let netns = netns.to_str().filter(|n| !n.contains('\n'));
+                let pod_id = Some(pod_id).filter(|id| !id.is_empty() && !id.contains([' ', '\n']));
+                let (Some(netns), Some(pod_id)) = (netns, pod_id) else {
+                    return Err(Error::invalid(format!("{self:?} cannot be written as a line")));
+                };
+                Ok(format!("+ {address} {pod_id} {netns}\n"))
+            }
+            Self::Leave(address) => Ok(format!("- {address}\n")),
+            Self::Free(address) => Ok(format!(". {address}\n")),
+        }
+    }
+
+    /// None: a line that is torn or not ours.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_suffix('\n')?.splitn(4, ' ');
+        let (verb, address) = (words.next()?, words.next()?.parse().ok()?);
+        match verb {
+            "+" => {
+                let pod_id = words.next().filter(|id| !id.is_empty())?.to_owned();
+                Some(Self::Take(address, Owner { pod_id, netns: words.next()?.into() }))
+            }
+            "-" => Some(Self::Leave(address)),
+            "." => Some(Self::Free(address)),
+            _ => None,
+        }
+    }
+}
+
+/// Puts a file with what is held, and nothing else, in place of the one at `path`.
+fn rewrite(path: &Path, held: &Held) -> Result<(File, usize)> {
+    let step = || format!("writing {}", path.display());
+    let new = path.with_extension("new");
+    let mut text = String::new();
+    for (address, owner) in held.taken.iter().chain(&held.leaving) {
+        text += &Change::Take(*address, owner.clone()).line()?;
+    }
+    for address in held.leaving.keys() {
+        text += &Change::Leave(*address).line()?;
+    }
+    fs::write(&new, &text).step(step)?;
+    let file = OpenOptions::new().append(true).open(&new).step(step)?;
+    fs::rename(&new, path).step(step)?;
+    Ok((file, held.taken.len() + 2 * held.leaving.len()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn owner(id: &str) -> Owner {
-        Owner { pod_id: id.into(), netns: "/run/netns/x".into() }
+        Owner { pod_id: id.into(), netns: "/run/netns/a pod".into() }
     }
 
     fn pool(dir: &tempfile::TempDir) -> Pool {
-        Pool::open(dir.path().join("builtin")).unwrap()
+        Pool::open(dir.path().join("addresses")).unwrap()
     }
 
     #[test]
@@ -206,20 +260,49 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_disk_is_known_again_and_torn_files_go() {
+    fn what_is_on_disk_is_known_again_and_a_torn_line_is_nobodys() {
         let dir = tempfile::tempdir().unwrap();
         let subnet: Subnet = "10.1.2.0/24".parse().unwrap();
         let mut p = pool(&dir);
         let a = p.allocate(&subnet, &owner("a")).unwrap();
         let b = p.allocate(&subnet, &owner("b")).unwrap();
         p.leave("b").unwrap();
-        let torn = dir.path().join("builtin/addresses/10.1.2.9");
-        fs::write(&torn, "c").unwrap();
+        p.file.write_all(b"+ 10.1.2.9 c /run/ne").unwrap();
         let mut p = pool(&dir);
-        assert!(!torn.exists());
         assert_eq!(p.pods(), ["a"]);
         assert_eq!(p.allocate(&subnet, &owner("a")).unwrap(), a);
         assert!(p.allocate(&subnet, &owner("d")).unwrap() > b, "the next in turn, not the one just left");
         assert_eq!(p.sweep(|id| id == "b").unwrap(), 0);
+        let held = pool(&dir).held;
+        assert_eq!((held.taken.len(), held.leaving.len()), (2, 0));
+    }
+
+    #[test]
+    fn the_file_does_not_grow_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let subnet: Subnet = "10.1.2.0/24".parse().unwrap();
+        let mut p = pool(&dir);
+        p.allocate(&subnet, &owner("stays")).unwrap();
+        for i in 0..HISTORY {
+            let id = format!("p{i}");
+            p.allocate(&subnet, &owner(&id)).unwrap();
+            p.leave(&id).unwrap();
+            p.sweep(|_| true).unwrap();
+        }
+        let lines = fs::read_to_string(&p.path).unwrap().lines().count();
+        assert!(lines <= HISTORY + 16 && lines == p.lines, "{lines}");
+        assert_eq!(pool(&dir).held, p.held);
+        assert_eq!(p.pods(), ["stays"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read(text in "([+.-] (10\\.0\\.0\\.[0-9]|x)? ?[a-z]? ?[/a-z ]{0,4}\n?){0,8}") {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("addresses"), text).unwrap();
+            let p = pool(&dir);
+            prop_assert_eq!(&pool(&dir).held, &p.held);
+            prop_assert!(p.held.taken.keys().all(|a| !p.held.leaving.contains_key(a)));
+        }
     }
 }

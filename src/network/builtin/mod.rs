@@ -59,9 +59,11 @@ impl Builtin {
             None,
         )
         .step(|| "opening a socket")?;
+        let dir = dir.join("builtin");
+        std::fs::create_dir_all(&dir).step(|| format!("making {}", dir.display()))?;
         let bridge = Bridge::new(&config.bridge, config.subnet.parse()?, config.mtu)?;
         Ok(Self {
-            pool: Mutex::new(Pool::open(dir.join("builtin"))?),
+            pool: Mutex::new(Pool::open(dir.join("addresses"))?),
             bridge: Mutex::new(bridge),
             links,
             failure: Mutex::new(None),

@@ -24,6 +24,8 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -134,12 +136,16 @@ impl Batch {
             })
     }
 
-    /// Both ends are made by one request: nothing is ever moved between namespaces.
+    /// Both ends are made by one request: nothing is ever moved between namespaces. One queue is
+    /// enough, since a veth has no queueing discipline that would lock it; the kernel's default of
+    /// one for each CPU is a kobject for each, twice.
     pub fn add_veth(&mut self, veth: &Veth) -> &mut Self {
         let step = format!("making veth {} on its bridge", veth.name);
         self.request(step, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &link_header(None, 0))
             .text(IFLA_IFNAME, veth.name)
             .number(IFLA_MTU, veth.mtu)
+            .number(IFLA_NUM_TX_QUEUES, 1)
+            .number(IFLA_NUM_RX_QUEUES, 1)
             .number(IFLA_MASTER, veth.bridge)
             .nest(IFLA_LINKINFO, |b| {
                 b.attribute(IFLA_INFO_KIND, b"veth").nest(IFLA_INFO_DATA, |b| {
@@ -149,6 +155,8 @@ impl Batch {
                             .text(IFLA_IFNAME, veth.peer_name)
                             .attribute(IFLA_ADDRESS, &veth.peer_mac)
                             .number(IFLA_MTU, veth.mtu)
+                            .number(IFLA_NUM_TX_QUEUES, 1)
+                            .number(IFLA_NUM_RX_QUEUES, 1)
                             .number(IFLA_NET_NS_FD, netns);
                     });
                 });

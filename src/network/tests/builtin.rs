@@ -27,6 +27,8 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         let stats = Network::stats(&a.pin).unwrap();
         assert_eq!(stats.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
         assert!(stats[0].rx_bytes > 100 && stats[0].tx_bytes > 100, "{stats:?}");
+        let several = Network::stats_of(&[a.pin.as_path(), Path::new("/none"), &b.pin]);
+        assert_eq!(several.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
         let ipv6 = a.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap());
         assert!(!ipv6.contains("eth0"), "no link-local address: {ipv6}");
         let ipv6 = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
@@ -78,22 +80,21 @@ fn nothing_is_left_of_pods_that_are_gone() {
             for pod in &pods {
                 host.attach(pod);
             }
-            assert_eq!(host.files("builtin/addresses").len(), 8);
+            assert_eq!(host.addresses(), (8, 0));
             assert_eq!(links().len(), 9);
             for pod in &pods {
                 host.wait(host.network.detach(&pod.network)).unwrap();
                 host.wait(host.network.detach(&pod.network)).unwrap();
             }
-            assert_eq!(host.files("builtin/addresses").len(), 0);
-            assert_eq!(host.files("builtin/leaving").len(), 8, "as long as their links are there");
+            assert_eq!(host.addresses(), (0, 8), "as long as their links are there");
             drop(pods);
             eventually("links go", || links() == ["pwtest0"]);
             eventually("addresses are freed", || {
                 host.wait(async { tokio::time::sleep(Duration::from_millis(20)).await });
-                host.files("builtin/leaving").is_empty()
+                host.addresses() == (0, 0)
             });
         }
-        assert_eq!(files(&host.dir.path().join("netns")), Vec::<String>::new());
+        assert_eq!(files(&host.pins.path().join("netns")), Vec::<String>::new());
     });
 }
 
@@ -129,13 +130,13 @@ fn a_failed_attach_is_undone() {
         let error = host.wait(host.network.attach(&pod.network)).unwrap_err();
         assert!(error.message.contains("making veth") && error.message.contains("exists"), "{error}");
         assert_eq!(links(), ["pwtest0"]);
-        assert_eq!(host.files("builtin/addresses").len(), 0);
+        assert_eq!(host.addresses(), (0, 0));
 
         let mut gone = host.pod("b");
         gone.network.netns = host.dir.path().join("netns/none");
         let error = host.wait(host.network.attach(&gone.network)).unwrap_err();
         assert!(error.message.contains("netns/none"), "{error}");
-        assert_eq!(host.files("builtin/addresses").len(), 0);
+        assert_eq!(host.addresses(), (0, 0));
     });
 }
 
@@ -144,10 +145,11 @@ fn a_killed_daemons_pods_are_kept_or_released_by_what_is_live() {
     in_a_namespace(|| {
         let mut host = Host::new(|_| {});
         let (a, b) = (host.pod("a"), host.pod("b"));
-        let (ip_a, _) = (host.attach(&a), host.attach(&b));
+        host.attach(&a);
+        host.attach(&b);
         host.restart();
         host.wait(host.network.reconcile(std::slice::from_ref(&a.network.pod_id))).unwrap();
-        assert_eq!(host.files("builtin/addresses"), [ip_a.to_string()]);
+        assert_eq!(host.addresses().0, 1);
         assert!(a.pin.exists() && !b.pin.exists(), "the pin of a pod that is no more goes as well");
         host.wait(host.network.detach(&a.network)).unwrap();
     });
@@ -166,7 +168,7 @@ fn after_a_reboot_addresses_are_released() {
         eventually("the link goes", || links() == ["pwtest0"]);
         host.restart();
         host.wait(host.network.detach(&pod.network)).unwrap();
-        assert!(host.files("builtin/addresses").is_empty() && host.files("builtin/leaving").is_empty());
+        assert_eq!(host.addresses(), (0, 0));
     });
 }
 
@@ -226,6 +228,6 @@ fn a_name_that_is_no_bridge_is_the_reason_for_not_being_ready() {
         let pod = host.pod("a");
         let error = host.wait(host.network.attach(&pod.network)).unwrap_err();
         assert!(error.message.contains("not a bridge"), "{error}");
-        assert_eq!(host.files("builtin/addresses").len(), 0);
+        assert_eq!(host.addresses(), (0, 0));
     });
 }

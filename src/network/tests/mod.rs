@@ -1,9 +1,10 @@
 //! Against the real kernel, as root, each test in a network namespace of its own.
 
 mod builtin;
+mod measure;
 mod namespace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,6 +35,8 @@ fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
 /// A node in miniature: a root directory, a place for pins, and a network.
 struct Host {
     dir: tempfile::TempDir,
+    /// On a tmpfs, as /run/netns is: a pin costs ten times as much on ext4.
+    pins: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     network: Network,
 }
@@ -54,7 +57,8 @@ impl Host {
         change(&mut config);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let network = runtime.block_on(async { Network::open(config) }).unwrap();
-        Self { dir, runtime, network }
+        let pins = tempfile::tempdir_in("/dev/shm").unwrap();
+        Self { dir, pins, runtime, network }
     }
 
     /// The same node after its daemon was killed and started again.
@@ -71,7 +75,7 @@ impl Host {
     fn pod(&self, name: &str) -> Pod {
         // As a pod's ID is: chance first.
         let id = format!("{:016x}{name}", fastrand(name));
-        let netns = self.dir.path().join("netns").join(name);
+        let netns = self.pins.path().join("netns").join(name);
         let new = NewNamespaces { pin: Some(&netns), ..NewNamespaces::default() };
         let fd = create(&new).unwrap().net.unwrap();
         let network = PodNetwork {
@@ -88,8 +92,19 @@ impl Host {
         self.wait(self.network.attach(&pod.network)).unwrap().ips[0]
     }
 
-    fn files(&self, dir: &str) -> Vec<String> {
-        files(&self.dir.path().join("root/network").join(dir))
+    /// How many addresses are taken, and how many wait for their links to go, by what is on disk.
+    fn addresses(&self) -> (usize, usize) {
+        let path = self.dir.path().join("root/network/builtin/addresses");
+        let (mut taken, mut leaving) = (BTreeSet::new(), BTreeSet::new());
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            let address = line.split(' ').nth(1).unwrap().to_owned();
+            match line.as_bytes()[0] {
+                b'+' => taken.insert(address),
+                b'-' => taken.remove(&address) && leaving.insert(address),
+                _ => leaving.remove(&address),
+            };
+        }
+        (taken.len(), leaving.len())
     }
 }
 
