@@ -1,15 +1,49 @@
-//! A cgroup for each pod, one below it for each container, one below that for each exec.
+//! A cgroup for each pod and each of its containers, and one below a container's for each exec.
 //!
 //! [`Cgroups`] knows the host's layout (unified, hybrid, v1) and the driver (cgroupfs, systemd);
-//! a [`Cgroup`] is one node of the hierarchy, in every mounted hierarchy at once.
+//! a [`Cgroup`] is one node of the tree, in every mounted hierarchy at once.
+//!
+//! ```text
+//! cgroupfs                                systemd
+//! <cgroup_parent>/                        /kubepods.slice/…/kubepods-podX.slice/
+//! ├── <pod id>                            ├── podwright-<pod id>.scope
+//! └── <container id>                      └── podwright-<container id>.scope
+//!     └── exec-<id>                           └── exec-<id>
+//! ```
+//!
+//! kubelet makes and limits the pod's cgroup and passes it as cgroup_parent; where a request has
+//! none it is `<root>/pod-<pod id>`, or the slice `<root>-pod<pod id>.slice`. The sandbox's own
+//! cgroup holds the pod's init if it has one, else nothing.
+//!
+//! A child is in its cgroup from its making, through [`Entry`]. systemd refuses a scope without a
+//! process, so there the scope's directory is made first, the child enters it and parks, and only
+//! then [`Cgroups::adopt`] tells systemd of the scope, which finds its directory and its process
+//! where it would have put them. An exec lives where processes are killed, in the unified hierarchy
+//! (pure v1: the freezer), and shares its container's cgroups in the others.
+
+mod apply;
+mod devices;
+mod file;
+mod kill;
+mod layout;
+mod limits;
+mod path;
+mod stats;
+mod systemd;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::container::spec::Resources;
+use crate::error::{Error, Step};
+use crate::{Result, cgroup::layout::Layout};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,13 +55,37 @@ pub enum Driver {
 
 /// The host's cgroup layout and our way of using it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Cgroups {}
+pub struct Cgroups(Arc<Inner>);
 
-/// One cgroup, by its path below the root of each hierarchy, e.g. `/kubepods/pod1/podwright-abc`.
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    /// The parent of all that requests give no parent, e.g. `/podwright`.
+    root: String,
+    root_made: OnceLock<()>,
+    /// None with the cgroupfs driver.
+    systemd: Option<systemd::Manager>,
+}
+
+/// One cgroup, by its path below the root of each hierarchy, e.g. `/kubepods/pod1/abc`.
 /// Serialisable, so that it can be recorded and found again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     pub path: String,
+    #[serde(default)]
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    #[default]
+    Container,
+    /// The sandbox's own. With `parent_is_ours` the directory above belongs to this pod alone:
+    /// killing and removing the pod covers it. Otherwise it may hold other pods.
+    Pod { parent_is_ours: bool },
+    /// `container` is the path in the hierarchies that it shares with its container. Where even
+    /// `path` is the container's (see [`Cgroups::create_exec`]) it is `shared`.
+    Exec { container: String, shared: bool },
 }
 
 /// The fds through which a child enters: see `keeper::plan::CgroupEntry`.
@@ -85,78 +143,283 @@ pub type Warning = String;
 
 impl Cgroups {
     /// Reads the host's mounts. `root` is the parent of all cgroups that requests give no parent.
-    pub fn detect(_driver: Driver, _root: &str) -> Result<Self> {
-        todo!()
+    pub fn detect(driver: Driver, root: &str) -> Result<Self> {
+        let layout = Layout::detect()?;
+        let systemd = match driver {
+            Driver::Cgroupfs => None,
+            Driver::Systemd => Some(systemd::Manager::new()?),
+        };
+        let root = match driver {
+            Driver::Cgroupfs => path::normalise(root)?,
+            Driver::Systemd => systemd::root_slice(root)?,
+        };
+        Ok(Self(Arc::new(Inner { layout, root, root_made: OnceLock::new(), systemd })))
     }
 
     pub fn driver(&self) -> Driver {
-        todo!()
+        if self.0.systemd.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
+    }
+
+    /// "unified", "hybrid" or "v1", for humans.
+    pub fn layout(&self) -> &'static str {
+        self.0.layout.name()
+    }
+
+    /// Whether the host has this controller, under its name in v2 or v1.
+    pub fn has_controller(&self, name: &str) -> bool {
+        self.0.layout.place(name).is_some()
     }
 
     /// Makes the pod's cgroup under `parent` (kubelet's cgroup_parent, or empty for our root), with
     /// the controllers enabled for its children. Repeating it is fine.
-    pub async fn create_pod(&self, _parent: &str, _pod_id: &str) -> Result<Cgroup> {
-        todo!()
+    pub async fn create_pod(&self, parent: &str, pod_id: &str) -> Result<Cgroup> {
+        path::check_name(pod_id)?;
+        let parent_is_ours = parent.is_empty();
+        let above = match &self.0.systemd {
+            Some(systemd) => self.0.pod_slice(systemd, parent, pod_id).await?,
+            None => self.0.pod_parent(parent, pod_id)?,
+        };
+        let cgroup =
+            Cgroup { path: format!("{above}/{}", self.0.leaf(pod_id)), role: Role::Pod { parent_is_ours } };
+        let (inner, path) = (self.0.clone(), cgroup.path.clone());
+        let result = blocking(move || {
+            if parent_is_ours && inner.systemd.is_none() {
+                inner.make_root()?;
+            }
+            tree::make(&inner.layout, &path, false)?;
+            tree::enable_controllers(&inner.layout, path::parent(&path))
+        });
+        match result.await {
+            Ok(()) => Ok(cgroup),
+            Err(e) => Err(self.undo(&cgroup, e).await),
+        }
     }
 
-    /// Makes a container's cgroup with its limits. With the systemd driver the directory is made
-    /// later by systemd, around the parked child.
+    /// Makes a container's cgroup with its limits. With the systemd driver this is the directory of
+    /// the scope that [`Self::adopt`] makes, around the parked child.
     pub async fn create_container(
         &self,
-        _pod: &Cgroup,
-        _id: &str,
-        _resources: &Resources,
+        pod: &Cgroup,
+        id: &str,
+        resources: &Resources,
     ) -> Result<(Cgroup, Vec<Warning>)> {
-        todo!()
+        path::check_name(id)?;
+        let path = format!("{}/{}", path::parent(&pod.path), self.0.leaf(id));
+        let cgroup = Cgroup { path: path.clone(), role: Role::Container };
+        let (inner, resources) = (self.0.clone(), resources.clone());
+        // The outer error leaves nothing: what is there already is another's.
+        let limited = blocking(move || {
+            tree::make(&inner.layout, &path, true)?;
+            Ok(apply::create(&inner.layout, &path, &resources))
+        });
+        match limited.await? {
+            Ok(warnings) => Ok((cgroup, warnings)),
+            Err(e) => Err(self.undo(&cgroup, e).await),
+        }
     }
 
-    /// A cgroup for one exec, below the container's.
-    pub fn create_exec(&self, _container: &Cgroup, _exec_id: &str) -> Result<Cgroup> {
-        todo!()
+    /// Tells systemd of the scope around `pid`, a parked child that entered `cgroup`. Limits are
+    /// given as properties too, so that systemd does not set them back. Nothing to do with the
+    /// cgroupfs driver, and for an exec.
+    pub async fn adopt(&self, cgroup: &Cgroup, pid: i32, resources: &Resources) -> Result<()> {
+        let Some(systemd) = &self.0.systemd else { return Ok(()) };
+        if matches!(cgroup.role, Role::Exec { .. }) {
+            return Ok(());
+        }
+        let (slice, scope) = (path::base(path::parent(&cgroup.path)), path::base(&cgroup.path));
+        systemd.start_scope(scope, slice, pid, resources).await?;
+        // What properties cannot say: swap, huge pages, `unified`, and on v1 most of it.
+        apply::create(&self.0.layout, &cgroup.path, resources).map(drop)
     }
 
-    pub fn entry(&self, _cgroup: &Cgroup) -> Result<Entry> {
-        todo!()
+    /// A cgroup for one exec, below the container's. If the container turned its own into the root
+    /// of a threaded tree, or forbade children, the exec has to share a cgroup with it.
+    pub fn create_exec(&self, container: &Cgroup, exec_id: &str) -> Result<Cgroup> {
+        path::check_name(exec_id)?;
+        let mount = self.0.layout.killer();
+        let mount = mount.ok_or_else(|| Error::precondition("no hierarchy to put an exec into"))?;
+        let (name, shared) = tree::make_exec(mount, &container.path, &format!("exec-{exec_id}"))?;
+        Ok(Cgroup { path: name, role: Role::Exec { container: container.path.clone(), shared } })
     }
 
-    /// Writes the limits that are given (zero: unchanged), or none of them.
-    pub fn update(&self, _cgroup: &Cgroup, _resources: &Resources) -> Result<Vec<Warning>> {
-        todo!()
+    /// What the child enters through, opened anew at each call.
+    pub fn entry(&self, cgroup: &Cgroup) -> Result<Entry> {
+        let layout = &self.0.layout;
+        let open = |name: String, flags| file::open(&name, flags).step(|| format!("opening {name}"));
+        let unified = layout.unified.as_ref();
+        let unified =
+            unified.map(|u| open(format!("{}{}", u.mount, cgroup.path), OFlags::DIRECTORY)).transpose()?;
+        let shared = match &cgroup.role {
+            Role::Exec { container, .. } => container,
+            Role::Container | Role::Pod { .. } => &cgroup.path,
+        };
+        let tasks = layout.v1.iter().map(|hierarchy| {
+            let own = layout.killer() == Some(&hierarchy.mount);
+            let path = if own { &cgroup.path } else { shared };
+            open(format!("{}{path}/tasks", hierarchy.mount), OFlags::WRONLY)
+        });
+        Ok(Entry { unified, tasks: tasks.collect::<Result<_>>()? })
+    }
+
+    /// Writes the limits that are given (zero: unchanged), or none of them. FAILED_PRECONDITION: a
+    /// memory limit below what the container cannot give back.
+    pub async fn update(&self, cgroup: &Cgroup, resources: &Resources) -> Result<Vec<Warning>> {
+        let (inner, path, wanted) = (self.0.clone(), cgroup.path.clone(), resources.clone());
+        let warnings = blocking(move || apply::update(&inner.layout, &path, &wanted)).await?;
+        if let Some(systemd) = &self.0.systemd {
+            systemd.set_limits(path::base(&cgroup.path), resources).await?;
+        }
+        Ok(warnings)
+    }
+
+    /// The limits in force, for status (BEHAVIOUR 30): -1 where there is none, zero where the host
+    /// lacks the controller. Without huge pages and `unified`.
+    pub fn limits(&self, cgroup: &Cgroup) -> Resources {
+        apply::in_force(&self.0.layout, &cgroup.path)
     }
 
     /// SIGKILL to everything in it and below: cgroup.kill, or freeze and kill. Missing is fine.
-    pub fn kill(&self, _cgroup: &Cgroup) -> Result<()> {
-        todo!()
+    /// FAILED_PRECONDITION for an exec that shares its container's cgroup.
+    pub fn kill(&self, cgroup: &Cgroup) -> Result<()> {
+        if let Role::Exec { shared: true, container } = &cgroup.role {
+            return Err(Error::precondition(format!(
+                "an exec shares the cgroup {container} and cannot be killed with its children"
+            )));
+        }
+        kill::kill(&self.0.layout, cgroup.whole())
     }
 
     /// Waits until nothing lives in it, or names what still does (pid, comm, state).
-    pub async fn wait_empty(&self, _cgroup: &Cgroup, _limit: Duration) -> Result<()> {
-        todo!()
+    pub async fn wait_empty(&self, cgroup: &Cgroup, limit: Duration) -> Result<()> {
+        if matches!(cgroup.role, Role::Exec { shared: true, .. }) {
+            return Ok(());
+        }
+        kill::wait_empty(&self.0.layout, cgroup.whole(), limit).await
     }
 
-    /// OOM kills so far (BEHAVIOUR 10). None where it cannot be told.
-    pub fn oom_kills(&self, _cgroup: &Cgroup) -> Option<u64> {
-        todo!()
+    /// OOM kills since it was made (BEHAVIOUR 10). None where it cannot be told.
+    pub fn oom_kills(&self, cgroup: &Cgroup) -> Option<u64> {
+        stats::oom_kills(&self.0.layout, cgroup.accounted())
     }
 
-    pub fn stats(&self, _cgroup: &Cgroup) -> Result<Stats> {
-        todo!()
+    /// A pod's are those of the cgroup above its own, which holds the containers too. NOT_FOUND if
+    /// it is gone.
+    pub fn stats(&self, cgroup: &Cgroup) -> Result<Stats> {
+        stats::read(&self.0.layout, cgroup.accounted())
     }
 
     /// Removes it and everything below from every hierarchy; missing is fine, all errors told.
-    pub async fn remove(&self, _cgroup: &Cgroup) -> Result<()> {
-        todo!()
+    pub async fn remove(&self, cgroup: &Cgroup) -> Result<()> {
+        if let Role::Exec { shared, .. } = cgroup.role {
+            return if shared { Ok(()) } else { tree::remove_exec(&self.0.layout, &cgroup.path).await };
+        }
+        let removed = tree::remove(&self.0.layout, cgroup.whole()).await;
+        if let (Some(systemd), Role::Pod { parent_is_ours: true }) = (&self.0.systemd, &cgroup.role) {
+            systemd.stop_slice(path::base(cgroup.whole())).await?;
+        }
+        removed
     }
 
     /// Device access (v1: devices controller; v2: an eBPF program): the default set plus `rules`,
-    /// or everything for a privileged container.
-    pub fn allow_devices(&self, _cgroup: &Cgroup, _rules: &DeviceRules) -> Result<()> {
-        todo!()
+    /// or everything that the parent has for a privileged container. To be called once, before
+    /// anything enters.
+    pub fn allow_devices(&self, cgroup: &Cgroup, rules: &DeviceRules) -> Result<()> {
+        devices::allow(&self.0.layout, &cgroup.path, rules)
     }
 
     /// The cgroup that the keeper runs in, made if missing: files to write a pid to.
     pub fn keeper_procs(&self) -> Result<Vec<std::path::PathBuf>> {
-        todo!()
+        self.0.make_root()?;
+        let name = if self.0.systemd.is_some() { "podwright-keeper.scope" } else { "keeper" };
+        let path = format!("{}/{name}", self.0.root);
+        tree::make(&self.0.layout, &path, false)?;
+        Ok(self.0.layout.mounts().map(|mount| format!("{mount}{path}/cgroup.procs").into()).collect())
+    }
+
+    /// Removes what a half-made cgroup left, and returns why it is half-made.
+    async fn undo(&self, cgroup: &Cgroup, error: Error) -> Error {
+        match self.remove(cgroup).await {
+            Ok(()) => error,
+            Err(left) => Error { message: format!("{error}; and then {left}"), ..error },
+        }
+    }
+}
+
+impl Inner {
+    /// The directory of a pod or container below the pod's parent.
+    fn leaf(&self, id: &str) -> String {
+        if self.systemd.is_some() { systemd::scope_name(id) } else { id.to_owned() }
+    }
+
+    fn make_root(&self) -> Result<()> {
+        if self.root_made.get().is_none() {
+            tree::make(&self.layout, &self.root, false)?;
+            let _ = self.root_made.set(());
+        }
+        Ok(())
+    }
+
+    fn pod_parent(&self, parent: &str, pod_id: &str) -> Result<String> {
+        if parent.is_empty() {
+            return Ok(format!("{}/pod-{pod_id}", self.root));
+        }
+        let clean = path::normalise(parent)?;
+        if path::base(&clean).ends_with(".slice") {
+            return Err(Error::invalid(format!(
+                "cgroup_parent {parent:?} is a systemd slice, but the cgroup driver here is cgroupfs: \
+                 set the same driver in kubelet and podwright"
+            )));
+        }
+        Ok(clean)
+    }
+
+    async fn pod_slice(&self, systemd: &systemd::Manager, parent: &str, pod_id: &str) -> Result<String> {
+        let slice = if parent.is_empty() {
+            systemd::pod_slice_name(path::base(&self.root), pod_id)
+        } else {
+            let clean = path::normalise(parent)?;
+            if !clean.ends_with(".slice") {
+                return Err(Error::invalid(format!(
+                    "cgroup_parent {parent:?} is not a systemd slice, but the cgroup driver here is systemd: \
+                     set the same driver in kubelet and podwright"
+                )));
+            }
+            path::base(&clean).to_owned()
+        };
+        let directory = path::expand_slice(&slice)?;
+        // kubelet has made its slices; others come to be here.
+        if !self.layout.mounts().any(|mount| std::path::Path::new(&format!("{mount}{directory}")).exists()) {
+            systemd.start_slice(&slice).await?;
+        }
+        Ok(directory)
+    }
+}
+
+impl Cgroup {
+    /// What is killed and removed with it.
+    fn whole(&self) -> &str {
+        match self.role {
+            Role::Pod { parent_is_ours: true } => path::parent(&self.path),
+            _ => &self.path,
+        }
+    }
+
+    /// What counts its use.
+    fn accounted(&self) -> &str {
+        match &self.role {
+            Role::Pod { .. } => path::parent(&self.path),
+            Role::Exec { container, .. } => container,
+            Role::Container => &self.path,
+        }
+    }
+}
+
+/// Making a directory in each hierarchy takes a fraction of a millisecond, but waits for the
+/// kernel's one lock on all cgroups.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::internal(format!("working on a cgroup: {e}"))),
     }
 }
 

@@ -2,6 +2,8 @@
 //! The only place for `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod async_fd;
+pub mod bpf;
 pub mod clone;
 pub mod mount;
 pub mod namespace;
