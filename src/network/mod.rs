@@ -11,6 +11,7 @@
 //! mode is taken down rightly under the other, after a crash, and after a reboot.
 
 mod builtin;
+mod cni;
 pub mod namespace;
 mod netlink;
 mod stats;
@@ -19,13 +20,14 @@ mod sysctl;
 mod tests;
 mod turn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -33,6 +35,7 @@ use crate::error::{Result, Step};
 use crate::pod::spec::{PodName, PortMapping};
 
 use builtin::Builtin;
+use cni::Cni;
 use turn::Turns;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +98,9 @@ struct Inner {
     config: Config,
     dir: PathBuf,
     builtin: Builtin,
+    cni: Cni,
+    /// As kubelet told it; empty: it did not.
+    pod_cidr: Mutex<String>,
     turns: Turns,
     sweeping: AtomicBool,
 }
@@ -113,7 +119,15 @@ impl Network {
         let dir = config.root.join("network");
         std::fs::create_dir_all(&dir).step(|| format!("making {}", dir.display()))?;
         let builtin = Builtin::open(&config, &dir)?;
-        let inner = Inner { dir, builtin, turns: Turns::default(), sweeping: AtomicBool::new(false), config };
+        let inner = Inner {
+            cni: Cni::open(&config, &dir)?,
+            pod_cidr: Mutex::default(),
+            turns: Turns::default(),
+            sweeping: AtomicBool::new(false),
+            dir,
+            builtin,
+            config,
+        };
         let network = Self { inner: Arc::new(inner) };
         let cidr = std::fs::read_to_string(network.cidr_path()).unwrap_or_default();
         if !cidr.is_empty()
@@ -129,16 +143,18 @@ impl Network {
         Ok(network)
     }
 
-    /// What the next pod is attached by.
+    /// What the next pod is attached by. Where it was not chosen, a CNI configuration that turns
+    /// up later is used from then on.
     pub fn mode(&self) -> Mode {
-        self.inner.config.mode.unwrap_or(Mode::Builtin)
+        let configured = || if self.inner.cni.is_configured() { Mode::Cni } else { Mode::Builtin };
+        self.inner.config.mode.unwrap_or_else(configured)
     }
 
     /// Err: the reason why no pod can get an address now (Status: NetworkReady).
     pub fn ready(&self) -> Result<(), String> {
         match self.mode() {
             Mode::Builtin => self.inner.builtin.ready(),
-            Mode::Cni => Err("CNI is not built yet".into()),
+            Mode::Cni => self.inner.cni.ready(),
         }
     }
 
@@ -156,7 +172,12 @@ impl Network {
                 })
                 .await
             }
-            Mode::Cni => Err(Error::unimplemented("the CNI network")),
+            Mode::Cni => {
+                let cidr = self.pod_cidr();
+                let attached = self.inner.cni.attach(pod, &cidr).await;
+                drop(turn);
+                attached
+            }
         }
     }
 
@@ -164,6 +185,7 @@ impl Network {
     /// then unpins and drops the namespace; an address is not used again before its link is gone.
     pub async fn detach(&self, pod: &PodNetwork) -> Result<()> {
         let turn = self.inner.turns.wait(&pod.pod_id).await;
+        self.inner.cni.detach(pod).await?;
         let id = pod.pod_id.clone();
         self.blocking(move |inner| {
             let _turn = turn;
@@ -176,16 +198,32 @@ impl Network {
 
     /// Releases what pods hold that are not among `live` (IDs), e.g. after a reboot.
     pub async fn reconcile(&self, live: &[String]) -> Result<()> {
-        let live: std::collections::HashSet<String> = live.iter().cloned().collect();
-        self.blocking(move |inner| inner.builtin.reconcile(&|id| live.contains(id))).await?;
+        let live: HashSet<String> = live.iter().cloned().collect();
+        let inner = &self.inner;
+        let failed = Mutex::new(None);
+        let stale = inner.cni.pods().await?.into_iter().filter(|id| !live.contains(id));
+        // Several at once, since each may have a plugin that hangs.
+        let released = futures_util::stream::iter(stale).for_each_concurrent(8, |id| {
+            let failed = &failed;
+            async move {
+                let _turn = inner.turns.wait(&id).await;
+                match inner.cni.release(&id).await {
+                    Ok(()) => tracing::info!(pod = id, "released the network of a pod that is no more"),
+                    Err(error) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
+                }
+            }
+        });
+        released.await;
+        inner.cni.collect_garbage().await;
+        let builtin = self.blocking(move |inner| inner.builtin.reconcile(&|id| live.contains(id))).await;
         self.sweep_later();
-        Ok(())
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(builtin, Err)
     }
 
     /// UpdateRuntimeConfig's pod CIDR, empty meaning none. Pods that have an address keep it; it
     /// is remembered over restarts, since kubelet tells it once. Blocks.
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
-        if cidr.trim().is_empty() {
+        if cidr.trim().is_empty() || cidr.trim() == self.pod_cidr() {
             return Ok(());
         }
         self.use_pod_cidr(cidr)?;
@@ -207,14 +245,24 @@ impl Network {
     }
 
     fn use_pod_cidr(&self, cidr: &str) -> Result<()> {
-        let ipv4 = cidr.split(',').map(str::trim).find(|c| !c.contains(':'));
-        match (self.mode(), ipv4) {
-            (Mode::Builtin, Some(subnet)) => self.inner.builtin.set_subnet(subnet),
-            (Mode::Builtin, None) => Err(Error::invalid(format!(
-                "pod CIDR {cidr:?} has no IPv4 subnet, and the builtin network no IPv6"
-            ))),
-            (Mode::Cni, _) => Ok(()),
+        let subnets: Vec<_> = cidr.split(',').map(str::trim).collect();
+        if let Some(wrong) = subnets.iter().find(|s| !is_subnet(s)) {
+            return Err(Error::invalid(format!("pod CIDR {wrong:?} is not a subnet")));
         }
+        if self.mode() == Mode::Builtin {
+            let subnet = subnets.iter().find(|s| !s.contains(':')).ok_or_else(|| {
+                Error::invalid(format!(
+                    "pod CIDR {cidr:?} has no IPv4 subnet, and the builtin network no IPv6"
+                ))
+            })?;
+            self.inner.builtin.set_subnet(subnet)?;
+        }
+        *self.inner.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr.trim().to_owned();
+        Ok(())
+    }
+
+    fn pod_cidr(&self) -> String {
+        self.inner.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn cidr_path(&self) -> PathBuf {
@@ -254,4 +302,15 @@ impl Network {
             network.inner.sweeping.store(false, Ordering::Release);
         });
     }
+}
+
+/// An address and a prefix length that it has.
+fn is_subnet(text: &str) -> bool {
+    let Some((address, prefix)) = text.split_once('/') else { return false };
+    let bits = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    prefix.parse::<u8>().is_ok_and(|p| p <= bits)
 }

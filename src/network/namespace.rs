@@ -22,6 +22,9 @@ use crate::Error;
 use crate::error::{Result, Step};
 use crate::sys::namespace::{Unshare, unshare};
 
+/// statfs(2)
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
 /// Which namespaces a pod gets of its own; those that it does not are the node's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NewNamespaces<'a> {
@@ -132,6 +135,11 @@ pub fn unpin(path: &Path) -> Result<()> {
 pub fn open(path: &Path) -> Result<OwnedFd> {
     let file = File::open(path).step(|| format!("opening the namespace {}", path.display()))?;
     Ok(file.into())
+}
+
+/// Whether a namespace is mounted at `path`.
+pub fn is_pinned(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }
 
 /// Runs `work` in the network namespace `netns`, on a thread made for it.

@@ -1,6 +1,7 @@
 //! Against the real kernel, as root, each test in a network namespace of its own.
 
 mod builtin;
+mod cni;
 mod measure;
 mod namespace;
 
