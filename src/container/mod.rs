@@ -3,6 +3,7 @@
 pub mod create;
 pub mod exec;
 pub mod list;
+pub mod process_env;
 pub mod remove;
 pub mod reopen_log;
 pub mod spec;
@@ -11,3 +12,4 @@ pub mod stats;
 pub mod status;
 pub mod stop;
 pub mod update;
+pub mod user;
