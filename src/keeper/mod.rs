@@ -4,6 +4,13 @@
 //! runs in the keeper and knows neither tokio nor the rest of the library.
 
 pub mod client;
+pub mod log;
+mod log_copy;
+mod log_format;
+mod log_note;
+#[cfg(test)]
+mod log_tests;
+mod log_thread;
 pub mod note;
 pub mod plan;
 pub mod protocol;

@@ -13,7 +13,7 @@
 //! ```
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -40,7 +40,10 @@ pub enum Stream {
 
 /// A container's note, mapped.
 #[derive(Debug)]
-pub struct NotePage(SharedPages);
+pub struct NotePage {
+    pages: SharedPages,
+    file: OwnedFd,
+}
 
 impl NotePage {
     /// Maps the note in `file`; an empty file becomes an empty note. InvalidData: it is none of ours.
@@ -54,40 +57,45 @@ impl NotePage {
             (MAGIC, VERSION) => {}
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "not a container's note")),
         }
-        Ok(Self(pages))
+        Ok(Self { pages, file: file.try_clone_to_owned()? })
+    }
+
+    /// The note's file; behind the page it has what does not fit into it (`log_note`).
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub fn failure(&self) -> Option<Failure> {
-        read_failure(&self.0, FAILURE)
+        read_failure(&self.pages, FAILURE)
     }
 
     pub fn set_failure(&self, failure: Failure) {
-        write_failure(&self.0, FAILURE, failure);
+        write_failure(&self.pages, FAILURE, failure);
     }
 
     /// Nanoseconds since the epoch; None: not started.
     pub fn started_at(&self) -> Option<i64> {
-        match self.0.u64(STARTED_AT).load(Acquire) {
+        match self.pages.u64(STARTED_AT).load(Acquire) {
             0 => None,
             at => Some(at as i64),
         }
     }
 
     pub fn set_started_at(&self, at: i64) {
-        self.0.u64(STARTED_AT).store(at as u64, Release);
+        self.pages.u64(STARTED_AT).store(at as u64, Release);
     }
 
     pub fn exit(&self) -> Option<Exit> {
-        if self.0.u32(EXIT).load(Acquire) == 0 {
+        if self.pages.u32(EXIT).load(Acquire) == 0 {
             return None;
         }
-        let value = self.0.u32(EXIT + 8).load(Relaxed) as u8;
-        let status = match self.0.u32(EXIT + 4).load(Relaxed) {
+        let value = self.pages.u32(EXIT + 8).load(Relaxed) as u8;
+        let status = match self.pages.u32(EXIT + 4).load(Relaxed) {
             1 => Status::Code(value),
             2 => Status::Signal(value),
             _ => Status::Unknown,
         };
-        Some(Exit { status, finished_at: self.0.u64(EXIT + 16).load(Relaxed) as i64 })
+        Some(Exit { status, finished_at: self.pages.u64(EXIT + 16).load(Relaxed) as i64 })
     }
 
     pub fn set_exit(&self, exit: Exit) {
@@ -96,27 +104,27 @@ impl NotePage {
             Status::Signal(signal) => (2, signal),
             Status::Unknown => (3, 0),
         };
-        self.0.u32(EXIT + 4).store(kind, Relaxed);
-        self.0.u32(EXIT + 8).store(u32::from(value), Relaxed);
-        self.0.u64(EXIT + 16).store(exit.finished_at as u64, Relaxed);
-        self.0.u32(EXIT).store(1, Release);
+        self.pages.u32(EXIT + 4).store(kind, Relaxed);
+        self.pages.u32(EXIT + 8).store(u32::from(value), Relaxed);
+        self.pages.u64(EXIT + 16).store(exit.finished_at as u64, Relaxed);
+        self.pages.u32(EXIT).store(1, Release);
     }
 
     /// A word of a stream's area; `offset` counts from the area's start.
     pub fn stream_u32(&self, stream: Stream, offset: usize) -> &AtomicU32 {
         assert!(offset + 4 <= STREAM_AREA_LENGTH);
-        self.0.u32(STREAM_AREA[stream as usize] + offset)
+        self.pages.u32(STREAM_AREA[stream as usize] + offset)
     }
 
     /// As [`Self::stream_u32`].
     pub fn stream_u64(&self, stream: Stream, offset: usize) -> &AtomicU64 {
         assert!(offset + 8 <= STREAM_AREA_LENGTH);
-        self.0.u64(STREAM_AREA[stream as usize] + offset)
+        self.pages.u64(STREAM_AREA[stream as usize] + offset)
     }
 
     /// The whole page, for the log copier's own accessors.
     pub fn pages(&self) -> &SharedPages {
-        &self.0
+        &self.pages
     }
 }
 
@@ -161,8 +169,6 @@ pub(super) fn write_failure(pages: &SharedPages, at: usize, failure: Failure) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
