@@ -220,6 +220,12 @@ impl Network {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(builtin, Err)
     }
 
+    /// Takes the builtin bridge and its rules away, pods or no pods: for tests, and for a node that
+    /// is given back. The next attach makes them again. Blocks for 30 ms.
+    pub fn remove(&self) -> Result<()> {
+        self.inner.builtin.remove()
+    }
+
     /// UpdateRuntimeConfig's pod CIDR, empty meaning none. Pods that have an address keep it; it
     /// is remembered over restarts, since kubelet tells it once. Blocks.
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<()> {

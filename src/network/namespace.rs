@@ -19,7 +19,7 @@ use super::netlink::message::Batch;
 use super::netlink::{self, Socket};
 use super::sysctl;
 use crate::Error;
-use crate::error::{Result, Step};
+use crate::error::{Result, Step, errno_text};
 use crate::sys::namespace::{Unshare, unshare};
 
 /// statfs(2)
@@ -49,7 +49,7 @@ pub struct Namespaces {
 /// about half a millisecond. On failure nothing is left.
 ///
 /// # Errors
-/// INVALID_ARGUMENT names a sysctl that is not namespaced, is the node's or is refused by the kernel.
+/// INVALID_ARGUMENT names a hostname of more than 64 bytes, or a sysctl that is not namespaced, is the node's or is refused by the kernel.
 pub fn create(new: &NewNamespaces) -> Result<Namespaces> {
     let none = BTreeMap::new();
     let sysctls = sysctl::check(new.sysctls.unwrap_or(&none), new.pin.is_some(), new.ipc)?;
@@ -66,7 +66,8 @@ fn make(new: &NewNamespaces, sysctls: &[sysctl::Sysctl]) -> Result<Namespaces> {
         .step(|| "making the pod's namespaces")?;
     // 2. What is set inside them.
     if let Some(name) = new.hostname {
-        rustix::system::sethostname(name.as_bytes()).step(|| format!("setting the hostname to {name:?}"))?;
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|e| Error::invalid(format!("hostname {name:?}: {}", errno_text(e.raw_os_error()))))?;
     }
     if new.pin.is_some() {
         let mut batch = Batch::new();

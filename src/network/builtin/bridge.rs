@@ -13,6 +13,8 @@ use crate::network::netlink::{self, Socket};
 
 /// Ethernet's, where there is no default route to learn one from.
 const USUAL_MTU: u32 = 1500;
+/// The most that a veth takes; loopback, which a default route can go by, has one more.
+const MOST_MTU: u32 = 65535;
 /// Of the calling thread's network namespace.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -85,6 +87,22 @@ impl Bridge {
         Ok(up)
     }
 
+    /// Takes the bridge and the rules away; those that are gone are fine.
+    pub fn remove(&mut self) -> Result<()> {
+        self.up = None;
+        let name = self.name.clone();
+        if let Err(error) = masquerade::remove(&name) {
+            tracing::warn!(error = %error.map_or_else(|e| e, Error::from), "nftables rules may be left");
+        }
+        let socket = self.socket()?;
+        if socket.link_index(&name).is_none() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.delete_link(&name);
+        socket.call(batch)
+    }
+
     fn set_up(&mut self, exists: bool) -> Result<(u32, u32)> {
         let (name, subnets, ipv6) = (self.name.clone(), self.subnets.clone(), self.ipv6);
         let wanted = self.wanted_mtu;
@@ -92,7 +110,7 @@ impl Bridge {
         let socket = self.socket()?;
         let mtu = match wanted {
             Some(mtu) => mtu,
-            None => uplink_mtu(socket)?,
+            None => uplink_mtu(socket)?.min(MOST_MTU),
         };
         if !exists {
             // With an address of its own the bridge does not take on the lowest of its ports',
@@ -105,6 +123,7 @@ impl Bridge {
         if link.kind != "bridge" {
             return Err(Error::precondition(format!("{name} exists and is not a bridge")));
         }
+        refuse_overlap(socket, link.index, &subnets)?;
         let mut batch = Batch::new();
         if ipv6 {
             batch.without_link_local(Link::Index(link.index));
@@ -118,6 +137,22 @@ impl Bridge {
         masquerade(&name, &subnets)?;
         Ok((link.index, mtu))
     }
+}
+
+/// With a subnet on two links the kernel would send what is for the pods to either.
+fn refuse_overlap(socket: &mut Socket, bridge: u32, subnets: &[Subnet]) -> Result<()> {
+    let addresses = link::list_addresses(socket)?;
+    let theirs = addresses.into_iter().filter(|(index, _)| *index != bridge);
+    for (index, address) in theirs {
+        if let Some(subnet) = subnets.iter().find(|s| s.contains(address)) {
+            let links = link::list(socket)?;
+            let name = links.into_iter().find(|l| l.index == index).map(|l| l.name).unwrap_or_default();
+            return Err(Error::precondition(format!(
+                "subnet {subnet} is in use: link {name} has address {address}; choose another network.subnet"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The MTU of the link that the default route goes out by.

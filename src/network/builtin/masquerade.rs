@@ -69,16 +69,9 @@ const FAMILY_NONE: u8 = 0;
 /// # Errors
 /// `Err(Ok(_))` when the kernel refused, for instance since it has no nf_tables.
 pub fn replace(table: &str, subnets: &[Subnet]) -> Result<(), Result<Refusal>> {
-    let mut socket = Socket::open(netlink::NETFILTER).map_err(Err)?;
-    let mut batch = Batch::new();
-    batch.unacknowledged("replacing the nftables rules", NFNL_MSG_BATCH_BEGIN, 0, &subsystem());
-    // "Delete it if it is there" is: make it, if it is not; delete it.
-    for (kind, flags) in
-        [(NFT_MSG_NEWTABLE, NLM_F_CREATE), (NFT_MSG_DELTABLE, 0), (NFT_MSG_NEWTABLE, NLM_F_CREATE)]
-    {
-        request(&mut batch, &format!("making nftables table ip {table}"), kind, flags)
-            .text(NFTA_TABLE_NAME, table);
-    }
+    let mut batch = begin(table);
+    let step = format!("making nftables table ip {table}");
+    request(&mut batch, &step, NFT_MSG_NEWTABLE, NLM_F_CREATE).text(NFTA_TABLE_NAME, table);
     let step = format!("making nftables chain {table} {CHAIN}");
     request(&mut batch, &step, NFT_MSG_NEWCHAIN, NLM_F_CREATE)
         .text(NFTA_CHAIN_TABLE, table)
@@ -101,8 +94,27 @@ pub fn replace(table: &str, subnets: &[Subnet]) -> Result<(), Result<Refusal>> {
                 });
             });
     }
+    commit(batch)
+}
+
+/// Takes the table away, if it is there.
+pub fn remove(table: &str) -> Result<(), Result<Refusal>> {
+    commit(begin(table))
+}
+
+/// A batch that begins by deleting the table. "If it is there" is: make it, if it is not; delete it.
+fn begin(table: &str) -> Batch {
+    let mut batch = Batch::new();
+    batch.unacknowledged("replacing the nftables rules", NFNL_MSG_BATCH_BEGIN, 0, &subsystem());
+    let step = format!("replacing nftables table ip {table}");
+    request(&mut batch, &step, NFT_MSG_NEWTABLE, NLM_F_CREATE).text(NFTA_TABLE_NAME, table);
+    request(&mut batch, &step, NFT_MSG_DELTABLE, 0).text(NFTA_TABLE_NAME, table);
+    batch
+}
+
+fn commit(mut batch: Batch) -> Result<(), Result<Refusal>> {
     batch.unacknowledged("committing the nftables rules", NFNL_MSG_BATCH_END, 0, &subsystem());
-    socket.send(batch)
+    Socket::open(netlink::NETFILTER).map_err(Err)?.send(batch)
 }
 
 fn request<'a>(batch: &'a mut Batch, step: &str, kind: u16, flags: u16) -> &'a mut Batch {

@@ -102,6 +102,11 @@ impl Builtin {
     /// taken back.
     pub fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
         let netns = namespace::open(&pod.netns)?;
+        // From here on a link of this name is this call's to delete.
+        let name = link_name(&pod.pod_id);
+        if self.link_exists(&name) {
+            return Err(Error::precondition(format!("the pod's link {name} exists already")));
+        }
         let owner = Owner { pod_id: pod.pod_id.clone(), netns: pod.netns.clone() };
         let subnet = lock(&self.bridge).subnet();
         let address = {
@@ -185,6 +190,11 @@ impl Builtin {
     /// Frees what has gone by now; returns how many addresses still wait.
     pub fn sweep(&self) -> Result<usize> {
         lock(&self.pool).sweep(|id| self.is_gone(id))
+    }
+
+    /// Takes the bridge and the rules away.
+    pub fn remove(&self) -> Result<()> {
+        lock(&self.bridge).remove()
     }
 
     /// Releases the addresses, and unpins the namespaces, of all pods that are not `live`.

@@ -30,6 +30,10 @@ impl Subnet {
         Ipv4Addr::from_bits(self.network | !self.mask().to_bits())
     }
 
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address.to_bits() & self.mask().to_bits() == self.network
+    }
+
     /// How many pods can have an address.
     pub fn capacity(&self) -> u32 {
         self.broadcast().to_bits() - self.network - 2
@@ -78,6 +82,7 @@ mod tests {
         assert_eq!(s.to_string(), "10.88.0.0/16");
         assert_eq!((s.gateway(), s.broadcast()), ([10, 88, 0, 1].into(), [10, 88, 255, 255].into()));
         assert_eq!(s.capacity(), 65533);
+        assert!(s.contains(s.broadcast()) && !s.contains([10, 89, 0, 0].into()));
         for bad in ["", "10.88.0.0", "10.88.0.0/30", "10.88.0.0/x", "fd00::/64", "10.88.0.0/0"] {
             let error = bad.parse::<Subnet>().unwrap_err();
             assert!(error.message.contains(&format!("{bad:?}")), "{error}");

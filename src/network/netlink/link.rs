@@ -13,6 +13,7 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
@@ -45,6 +46,8 @@ const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 /// struct ifinfomsg
 const LINK_HEADER: usize = 16;
+/// struct ifaddrmsg
+const ADDRESS_HEADER: usize = 8;
 /// struct rtmsg
 const ROUTE_HEADER: usize = 12;
 
@@ -204,7 +207,7 @@ impl Batch {
         prefix: u8,
         broadcast: Ipv4Addr,
     ) -> &mut Self {
-        let mut header = [0; 8];
+        let mut header = [0; ADDRESS_HEADER];
         header[0] = AF_INET;
         header[1] = prefix;
         header[4..].copy_from_slice(&link.to_ne_bytes());
@@ -255,6 +258,21 @@ pub fn list(socket: &mut Socket) -> Result<Vec<LinkState>> {
     let mut links = Vec::new();
     socket.query(batch, true, |message| links.push(LinkState::parse(message)))?;
     Ok(links)
+}
+
+/// {link index, address} of every IPv4 address of the socket's namespace.
+pub fn list_addresses(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Addr)>> {
+    let mut header = [0; ADDRESS_HEADER];
+    header[0] = AF_INET;
+    let mut batch = Batch::new();
+    batch.unacknowledged("listing addresses", RTM_GETADDR, NLM_F_DUMP, &header);
+    let mut addresses = Vec::new();
+    socket.query(batch, true, |message| {
+        let local = message.attributes(ADDRESS_HEADER).find(|(kind, _)| *kind == IFA_LOCAL);
+        let octets = local.and_then(|(_, v)| v.first_chunk::<4>().copied());
+        addresses.extend(u32_at(message.payload, 4).zip(octets.map(Ipv4Addr::from)));
+    })?;
+    Ok(addresses)
 }
 
 /// The index of the link that the IPv4 default route of the main table goes out by.

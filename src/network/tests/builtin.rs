@@ -231,3 +231,89 @@ fn a_name_that_is_no_bridge_is_the_reason_for_not_being_ready() {
         assert_eq!(host.addresses(), (0, 0));
     });
 }
+
+#[test]
+fn a_subnet_that_another_link_has_is_the_reason_for_not_being_ready() {
+    in_a_namespace(|| {
+        let mut socket = Socket::open(netlink::ROUTE).unwrap();
+        let mut batch = Batch::new();
+        batch.add_bridge("other0", [2, 0, 0, 0, 0, 1], 1500);
+        socket.call(batch).unwrap();
+        let index = socket.link_index("other0").unwrap();
+        let mut batch = Batch::new();
+        batch.add_address(index, [10, 77, 0, 200].into(), 30, [10, 77, 0, 203].into());
+        socket.call(batch).unwrap();
+        let host = Host::new(|_| {});
+        let reason = host.network.ready().unwrap_err();
+        assert!(reason.contains("10.77.0.0/24 is in use: link other0 has address 10.77.0.200"), "{reason}");
+        let mut batch = Batch::new();
+        batch.delete_link("other0");
+        socket.call(batch).unwrap();
+        host.network.ready().unwrap();
+    });
+}
+
+#[test]
+fn removing_takes_bridge_and_rules_away_and_the_next_pod_brings_them_back() {
+    in_a_namespace(|| {
+        let tables = || {
+            let nft = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+            String::from_utf8(nft.stdout).unwrap()
+        };
+        let host = Host::new(|_| {});
+        let text = "ip saddr 10.77.0.0/24 ip daddr != 10.77.0.0/24 masquerade fully-random";
+        assert!(tables().contains(text) && tables().contains("table ip pwtest0"), "{}", tables());
+        host.network.remove().unwrap();
+        host.network.remove().unwrap();
+        assert_eq!((links(), tables().as_str()), (vec![], ""));
+        let pod = host.pod("a");
+        host.attach(&pod);
+        assert!(tables().contains(text));
+    });
+}
+
+#[test]
+fn a_link_of_the_pods_name_is_not_taken_for_the_pods() {
+    in_a_namespace(|| {
+        let host = Host::new(|_| {});
+        let (a, mut b) = (host.pod("a"), host.pod("b"));
+        host.attach(&a);
+        // The same up to the 13th character.
+        b.network.pod_id = format!("{}other", &a.network.pod_id[..16]);
+        let error = host.wait(host.network.attach(&b.network)).unwrap_err();
+        assert!(error.message.contains("exists already"), "{error}");
+        assert_eq!((links().len(), host.addresses()), (2, (1, 0)), "a keeps its own");
+    });
+}
+
+#[test]
+fn pods_that_come_and_go_at_once_never_share_an_address() {
+    const WORKERS: usize = 4;
+    const CYCLES: usize = 15;
+    in_a_namespace(|| {
+        // Few addresses, so that they are used again while links are still going.
+        let host = Host::new(|c| c.subnet = "10.77.0.0/26".into());
+        let in_use = std::sync::Mutex::new(BTreeSet::new());
+        std::thread::scope(|scope| {
+            for worker in 0..WORKERS {
+                let (host, in_use) = (&host, &in_use);
+                let network = host.network.clone();
+                scope.spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    for cycle in 0..CYCLES {
+                        let pod = host.pod(&format!("w{worker}c{cycle}"));
+                        let ip = runtime.block_on(network.attach(&pod.network)).unwrap().ips[0];
+                        assert!(in_use.lock().unwrap().insert(ip), "{ip} is given out twice");
+                        pod.run(|| TcpListener::bind((ip, 0)).unwrap());
+                        assert!(in_use.lock().unwrap().remove(&ip));
+                        runtime.block_on(network.detach(&pod.network)).unwrap();
+                    }
+                });
+            }
+        });
+        eventually("links go", || links() == ["pwtest0"]);
+        host.network.inner.builtin.sweep().unwrap();
+        assert_eq!(host.addresses(), (0, 0));
+        assert_eq!(files(&host.pins.path().join("netns")), Vec::<String>::new());
+    });
+}

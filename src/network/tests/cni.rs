@@ -243,7 +243,7 @@ fn a_call_that_is_given_up_is_undone_by_detach_and_holds_up_nobody() {
         assert_eq!(host.records().0.len(), 2);
         host.wait(host.network.detach(&hung.network)).unwrap();
         assert_eq!(host.calls().iter().filter(|c| *c == "one DEL").count(), 1);
-        assert_eq!(host.records().0, [other.network.pod_id.clone()]);
+        assert_eq!(host.records().0, std::slice::from_ref(&other.network.pod_id));
     });
 }
 
@@ -284,7 +284,7 @@ fn what_a_crash_left_is_released_unless_it_lives() {
         host.attach(&b);
         host.restart();
         host.wait(host.network.reconcile(std::slice::from_ref(&a.network.pod_id))).unwrap();
-        assert_eq!(host.records().0, [a.network.pod_id.clone()]);
+        assert_eq!(host.records().0, std::slice::from_ref(&a.network.pod_id));
         assert!(a.pin.exists() && !b.pin.exists());
         host.wait(host.network.reconcile(&[])).unwrap();
         assert_eq!(host.records(), (vec![], vec![]));

@@ -29,19 +29,23 @@ fn namespaces_are_made_set_up_and_unpinned() {
     in_a_namespace(|| {
         let dir = tempfile::tempdir().unwrap();
         let pin = dir.path().join("netns/pod");
-        let sysctls =
-            sysctls(&[("net.ipv4.ip_unprivileged_port_start", "0"), ("kernel.shm_rmid_forced", "1")]);
+        let sysctls = sysctls(&[
+            ("net.ipv4.ip_unprivileged_port_start", "0"),
+            ("kernel.shm_rmid_forced", "1"),
+            ("fs.mqueue.msg_max", "77"),
+        ]);
         let new =
             NewNamespaces { pin: Some(&pin), ipc: true, hostname: Some("pod-a"), sysctls: Some(&sysctls) };
         let made = create(&new).unwrap();
         let (net, ipc, uts) = (made.net.unwrap(), made.ipc.unwrap(), made.uts.unwrap());
         let read = || {
             let port = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+            let queue = fs::read_to_string("/proc/sys/fs/mqueue/msg_max").unwrap();
             let shm = fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap();
             let host = rustix::system::uname().nodename().to_str().unwrap().to_owned();
-            (port.trim().to_owned(), shm.trim().to_owned(), host)
+            (port.trim().to_owned(), shm.trim().to_owned() + queue.trim(), host)
         };
-        assert_eq!(inside(&[&net, &ipc, &uts], read), ("0".into(), "1".into(), "pod-a".into()));
+        assert_eq!(inside(&[&net, &ipc, &uts], read), ("0".into(), "177".into(), "pod-a".into()));
         let here = read();
         assert_eq!(
             (here.0.as_str(), here.2.as_str() != "pod-a"),
@@ -76,6 +80,13 @@ fn a_sysctl_that_the_kernel_refuses_leaves_nothing() {
             assert!(!pin.exists());
         }
     });
+}
+
+#[test]
+fn a_hostname_that_is_too_long_is_refused() {
+    let name = "x".repeat(65);
+    let error = create(&NewNamespaces { hostname: Some(&name), ..NewNamespaces::default() }).unwrap_err();
+    assert_eq!(error.kind, Kind::InvalidArgument, "{error}");
 }
 
 #[test]
