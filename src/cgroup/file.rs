@@ -21,18 +21,10 @@ pub(super) fn read<'a>(path: &str, buffer: &'a mut [u8]) -> io::Result<&'a str> 
     read_fd(&fd, buffer)
 }
 
-/// The same from the start of an open file.
+/// The same from the start of an open file, in one read: the kernel gives these files whole, and
+/// makes the text anew when asked for the rest.
 pub(super) fn read_fd<'a>(fd: &OwnedFd, buffer: &'a mut [u8]) -> io::Result<&'a str> {
-    let mut length = 0;
-    // The kernel gives these files whole in one read, except lists of processes.
-    while length < buffer.len() {
-        match rustix::io::pread(fd, &mut buffer[length..], length as u64) {
-            Ok(0) => break,
-            Ok(n) => length += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+    let length = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, 0))?;
     let text = std::str::from_utf8(&buffer[..length]).map_err(|_| io::ErrorKind::InvalidData)?;
     Ok(text.strip_suffix('\n').unwrap_or(text))
 }
@@ -49,13 +41,8 @@ pub(super) fn write(path: &str, value: &str) -> io::Result<()> {
 }
 
 pub(super) fn write_fd(fd: &OwnedFd, value: &str) -> io::Result<()> {
-    loop {
-        match rustix::io::write(fd, value.as_bytes()) {
-            Ok(_) => return Ok(()),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+    rustix::io::retry_on_intr(|| rustix::io::write(fd, value.as_bytes()))?;
+    Ok(())
 }
 
 /// A file that holds one number; `max`, and what v1 has in its place, is None.

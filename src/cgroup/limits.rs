@@ -88,7 +88,9 @@ impl Plan {
                 }
                 // A quota is refused when it exceeds the parent's at the old period, and the other
                 // way round; whichever fails first is tried again after the other.
-                if r.cpu_period > 0 {
+                // A new cgroup has the default period, and kubelet names it for every container.
+                let old = || current(place, "cpu.cfs_period_us").unwrap_or_else(|| "100000".to_owned());
+                if r.cpu_period > 0 && (r.cpu_quota != 0 || old() != r.cpu_period.to_string()) {
                     self.set(place, "cpu.cfs_period_us", r.cpu_period, "cpu_period", Missing::Warn);
                 }
                 if r.cpu_quota != 0 {

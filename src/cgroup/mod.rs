@@ -27,6 +27,7 @@ mod file;
 mod kill;
 mod layout;
 mod limits;
+mod oom;
 mod path;
 mod stats;
 mod systemd;
@@ -65,6 +66,8 @@ struct Inner {
     root_made: OnceLock<()>,
     /// None with the cgroupfs driver.
     systemd: Option<systemd::Manager>,
+    /// Of systemd's scopes.
+    oom_watches: oom::Watches,
 }
 
 /// One cgroup, by its path below the root of each hierarchy, e.g. `/kubepods/pod1/abc`.
@@ -153,7 +156,8 @@ impl Cgroups {
             Driver::Cgroupfs => path::normalise(root)?,
             Driver::Systemd => systemd::root_slice(root)?,
         };
-        Ok(Self(Arc::new(Inner { layout, root, root_made: OnceLock::new(), systemd })))
+        let (root_made, oom_watches) = (OnceLock::new(), oom::Watches::default());
+        Ok(Self(Arc::new(Inner { layout, root, root_made, systemd, oom_watches })))
     }
 
     pub fn driver(&self) -> Driver {
@@ -181,13 +185,15 @@ impl Cgroups {
         };
         let cgroup =
             Cgroup { path: format!("{above}/{}", self.0.leaf(pod_id)), role: Role::Pod { parent_is_ours } };
-        let (inner, path) = (self.0.clone(), cgroup.path.clone());
+        let inner = self.0.clone();
+        // Below a parent of ours the sandbox's own is left to `entry`: most pods have no process.
+        let path = if parent_is_ours { above } else { cgroup.path.clone() };
         let result = blocking(move || {
             if parent_is_ours && inner.systemd.is_none() {
                 inner.make_root()?;
             }
             tree::make(&inner.layout, &path, false)?;
-            tree::enable_controllers(&inner.layout, path::parent(&path))
+            tree::enable_controllers(&inner.layout, if parent_is_ours { &path } else { path::parent(&path) })
         });
         match result.await {
             Ok(()) => Ok(cgroup),
@@ -228,8 +234,19 @@ impl Cgroups {
         }
         let (slice, scope) = (path::base(path::parent(&cgroup.path)), path::base(&cgroup.path));
         systemd.start_scope(scope, slice, pid, resources).await?;
-        // What properties cannot say: swap, huge pages, `unified`, and on v1 most of it.
-        apply::create(&self.0.layout, &cgroup.path, resources).map(drop)
+        // What properties cannot say: huge pages, `unified`, and on v1 most of it.
+        apply::create(&self.0.layout, &cgroup.path, resources)?;
+        self.watch(cgroup)
+    }
+
+    /// Follows what would be lost with the cgroup, for [`Self::oom_kills`]: [`Self::adopt`] begins
+    /// it, and a daemon that finds a running container after its restart has to. Nothing to do with
+    /// the cgroupfs driver, where a cgroup goes when we remove it.
+    pub fn watch(&self, cgroup: &Cgroup) -> Result<()> {
+        match self.0.systemd {
+            Some(_) => self.0.oom_watches.start(&self.0.layout, &cgroup.path),
+            None => Ok(()),
+        }
     }
 
     /// A cgroup for one exec, below the container's. If the container turned its own into the root
@@ -245,6 +262,9 @@ impl Cgroups {
     /// What the child enters through, opened anew at each call.
     pub fn entry(&self, cgroup: &Cgroup) -> Result<Entry> {
         let layout = &self.0.layout;
+        if matches!(cgroup.role, Role::Pod { parent_is_ours: true }) {
+            tree::make(layout, &cgroup.path, false)?;
+        }
         let open = |name: String, flags| file::open(&name, flags).step(|| format!("opening {name}"));
         let unified = layout.unified.as_ref();
         let unified =
@@ -299,7 +319,8 @@ impl Cgroups {
 
     /// OOM kills since it was made (BEHAVIOUR 10). None where it cannot be told.
     pub fn oom_kills(&self, cgroup: &Cgroup) -> Option<u64> {
-        stats::oom_kills(&self.0.layout, cgroup.accounted())
+        let path = cgroup.accounted();
+        stats::oom_kills(&self.0.layout, path).or_else(|| self.0.oom_watches.last(path))
     }
 
     /// A pod's are those of the cgroup above its own, which holds the containers too. NOT_FOUND if
@@ -313,6 +334,7 @@ impl Cgroups {
         if let Role::Exec { shared, .. } = cgroup.role {
             return if shared { Ok(()) } else { tree::remove_exec(&self.0.layout, &cgroup.path).await };
         }
+        self.0.oom_watches.stop(&cgroup.path);
         let removed = tree::remove(&self.0.layout, cgroup.whole()).await;
         if let (Some(systemd), Role::Pod { parent_is_ours: true }) = (&self.0.systemd, &cgroup.role) {
             systemd.stop_slice(path::base(cgroup.whole())).await?;

@@ -91,9 +91,9 @@ impl Reader<'_> {
         } else {
             // v1 limits memory and swap together.
             stats.swap_usage = Some(swap);
-            let limits = self.number(place, "memory.memsw.limit_in_bytes").zip(limit);
-            stats.swap_available =
-                limits.map(|(both, memory)| both.saturating_sub(memory).saturating_sub(swap));
+            let both = limit.and_then(|_| self.number(place, "memory.memsw.limit_in_bytes"));
+            let swap_limit = both.zip(limit).map(|(both, memory)| both.saturating_sub(memory));
+            stats.swap_available = swap_limit.map(|limit| limit.saturating_sub(swap));
         }
     }
 
@@ -103,7 +103,7 @@ impl Reader<'_> {
     }
 }
 
-fn value(text: &str, key: &str) -> Option<u64> {
+pub(super) fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
 }
 

@@ -1,0 +1,115 @@
+//! The systemd driver against a systemd that runs.
+
+use super::*;
+
+/// None, with the reason printed, where no systemd runs.
+fn systemd() -> Option<Cgroups> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: making scopes needs root");
+        return None;
+    }
+    match Cgroups::detect(Driver::Systemd, &format!("/podwrighttest{}", std::process::id())) {
+        Ok(cgroups) => Some(cgroups),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
+
+fn property(unit: &str, name: &str) -> String {
+    let output = Command::new("systemctl").args(["show", "--value", "-p", name, unit]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn b28_a_container_is_in_its_scope_from_its_making() {
+    let Some(cgroups) = systemd() else { return };
+    let inner = cgroups.0.clone();
+    let scratch = Scratch { root: inner.root.clone(), cgroups };
+    let c = &scratch.cgroups;
+    let pod = scratch.pod("p1").await;
+    let root = path::base(&scratch.root).trim_end_matches(".slice");
+    assert_eq!(pod.path, format!("/{root}.slice/{root}-podp1.slice/podwright-p1.scope"));
+    let limits = Resources {
+        cpu_shares: 2048,
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        memory_limit: 64 << 20,
+        cpuset_cpus: "0".into(),
+        ..Default::default()
+    };
+    let (container, warnings) = c.create_container(&pod, "c1", &limits).await.unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    let before = c.limits(&container);
+    let process = scratch.run(&container, "sleep 1000");
+    c.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
+
+    let unit = "podwright-c1.scope";
+    assert_eq!(property(unit, "ActiveState"), "active");
+    assert_eq!(property(unit, "ControlGroup"), container.path);
+    assert_eq!(property(unit, "Delegate"), "yes");
+    assert_eq!(property(unit, "TasksMax"), "infinity");
+    assert_eq!(c.limits(&container), before, "systemd left our limits alone");
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid())).unwrap();
+    assert!(text.contains(&format!(":{}\n", container.path)), "{text}");
+
+    let reload = Command::new("systemctl").arg("daemon-reload").status().unwrap();
+    assert!(reload.success());
+    assert_eq!(c.limits(&container), before, "a reload sets nothing back");
+    let more = Resources { memory_limit: 128 << 20, cpu_quota: -1, ..Default::default() };
+    c.update(&container, &more).await.unwrap();
+    assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
+    assert_eq!((c.limits(&container).memory_limit, c.limits(&container).cpu_quota), (128 << 20, -1));
+
+    let exec = c.create_exec(&container, "e1").unwrap();
+    let command = scratch.run(&exec, "sleep 1000");
+    c.kill(&exec).unwrap();
+    assert!(command.killed());
+    c.wait_empty(&exec, SECONDS).await.unwrap();
+    c.remove(&exec).await.unwrap();
+
+    c.kill(&container).unwrap();
+    assert!(process.killed());
+    c.wait_empty(&container, SECONDS).await.unwrap();
+    until("the scope's end", || property(unit, "ActiveState") == "inactive").await;
+    c.remove(&container).await.unwrap();
+    c.remove(&pod).await.unwrap();
+    until("the slice's end", || property(&format!("{root}-podp1.slice"), "ActiveState") == "inactive").await;
+    assert!(!scratch.exists(path::parent(&pod.path)));
+    let _ = Command::new("systemctl").args(["stop", &format!("{root}.slice")]).status();
+}
+
+#[tokio::test]
+async fn b10_oom_kills_are_known_after_systemd_removed_the_scope() {
+    let Some(cgroups) = systemd() else { return };
+    let scratch = Scratch { root: cgroups.0.root.clone(), cgroups };
+    if scratch.layout().place("memory") != Some(layout::Place::V2) {
+        eprintln!("skipped: no memory controller on cgroup2");
+        return;
+    }
+    let c = &scratch.cgroups;
+    let pod = scratch.pod("p2").await;
+    let limits = Resources { memory_limit: 32 << 20, ..Default::default() };
+    let container = scratch.container(&pod, "c2", &limits).await;
+    let go = tempfile::tempdir().unwrap();
+    let gate = go.path().join("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.1; done; exec tail /dev/zero", gate.display());
+    let process = scratch.run(&container, &wait);
+    c.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
+    std::fs::write(&gate, "").unwrap();
+    until("the OOM kill", || !scratch.exists(&container.path)).await;
+    assert!(process.killed());
+    assert_eq!(c.oom_kills(&container), Some(1));
+    c.remove(&container).await.unwrap();
+    assert_eq!(c.oom_kills(&container), None);
+    c.remove(&pod).await.unwrap();
+}
