@@ -1,0 +1,113 @@
+//! Pods: statuses, lists, events.
+
+use crate::container::status::ContainerStatus;
+use crate::cri::encode::{container, now};
+use crate::cri::wire;
+use crate::pod::events::{Event, EventKind};
+use crate::pod::spec::{NamespaceMode, Namespaces, PodSpec};
+use crate::pod::status::PodStatus;
+
+fn state(ready: bool) -> wire::PodSandboxState {
+    match ready {
+        true => wire::PodSandboxState::SandboxReady,
+        false => wire::PodSandboxState::SandboxNotready,
+    }
+}
+
+/// An entry of ListPodSandbox.
+pub(in crate::cri) fn item(pod: PodStatus) -> wire::PodSandbox {
+    let spec = &pod.spec;
+    wire::PodSandbox {
+        id: pod.id,
+        metadata: Some(metadata(spec)),
+        state: state(pod.ready).into(),
+        created_at: pod.created_at,
+        labels: spec.labels.clone(),
+        annotations: spec.annotations.clone(),
+        runtime_handler: spec.runtime_handler.clone(),
+    }
+}
+
+pub(in crate::cri) fn status(pod: PodStatus) -> wire::PodSandboxStatus {
+    let spec = &pod.spec;
+    let mut ips = pod.ips.iter().map(|ip| wire::PodIp { ip: ip.to_string() });
+    let network = wire::PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default().ip,
+        additional_ips: ips.collect(),
+    };
+    let namespaces = wire::Namespace { options: Some(namespaces(&spec.security.namespaces)) };
+    wire::PodSandboxStatus {
+        id: pod.id,
+        metadata: Some(metadata(spec)),
+        state: state(pod.ready).into(),
+        created_at: pod.created_at,
+        network: Some(network),
+        linux: Some(wire::LinuxPodSandboxStatus { namespaces: Some(namespaces) }),
+        labels: spec.labels.clone(),
+        annotations: spec.annotations.clone(),
+        runtime_handler: spec.runtime_handler.clone(),
+    }
+}
+
+/// PodSandboxStatus' answer. The timestamp says that the containers' statuses are there, also
+/// where a pod has none (BEHAVIOUR 14).
+pub(in crate::cri) fn status_response(
+    pod: PodStatus,
+    containers: Vec<ContainerStatus>,
+    info: Option<serde_json::Value>,
+) -> crate::Result<wire::PodSandboxStatusResponse> {
+    Ok(wire::PodSandboxStatusResponse {
+        status: Some(status(pod)),
+        containers_statuses: containers.into_iter().map(container::status).collect(),
+        timestamp: now(),
+        info: info.as_ref().map(super::info).transpose()?.unwrap_or_default(),
+    })
+}
+
+pub(in crate::cri) fn event(event: Event) -> wire::ContainerEventResponse {
+    let kind = match event.kind {
+        EventKind::Created => wire::ContainerEventType::ContainerCreatedEvent,
+        EventKind::Started => wire::ContainerEventType::ContainerStartedEvent,
+        EventKind::Stopped => wire::ContainerEventType::ContainerStoppedEvent,
+        EventKind::Deleted => wire::ContainerEventType::ContainerDeletedEvent,
+    };
+    wire::ContainerEventResponse {
+        container_id: event.container_id,
+        container_event_type: kind.into(),
+        created_at: event.created_at,
+        pod_sandbox_status: event.pod.map(status),
+        containers_statuses: event.containers.into_iter().map(container::status).collect(),
+    }
+}
+
+pub(super) fn metadata(spec: &PodSpec) -> wire::PodSandboxMetadata {
+    wire::PodSandboxMetadata {
+        name: spec.name.name.clone(),
+        namespace: spec.name.namespace.clone(),
+        uid: spec.name.uid.clone(),
+        attempt: spec.name.attempt,
+    }
+}
+
+fn namespaces(namespaces: &Namespaces) -> wire::NamespaceOption {
+    wire::NamespaceOption {
+        network: mode(namespaces.network).into(),
+        pid: mode(namespaces.pid).into(),
+        ipc: mode(namespaces.ipc).into(),
+        target_id: namespaces.target.clone(),
+        // Users are the node's own, until user namespaces are built.
+        userns_options: Some(wire::UserNamespace {
+            mode: wire::NamespaceMode::Node.into(),
+            ..Default::default()
+        }),
+    }
+}
+
+fn mode(mode: NamespaceMode) -> wire::NamespaceMode {
+    match mode {
+        NamespaceMode::Pod => wire::NamespaceMode::Pod,
+        NamespaceMode::Container => wire::NamespaceMode::Container,
+        NamespaceMode::Node => wire::NamespaceMode::Node,
+        NamespaceMode::Target => wire::NamespaceMode::Target,
+    }
+}

@@ -1,0 +1,44 @@
+//! From the errors of this crate to gRPC's codes. kubelet branches on the code, not on the text.
+
+use tonic::{Code, Status};
+
+use crate::error::{Error, Kind};
+
+fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::NotFound => Code::NotFound,
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::Unimplemented => Code::Unimplemented,
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::DeadlineExceeded => Code::DeadlineExceeded,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::Cancelled => Code::Cancelled,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(code(error.kind), error.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behaviour_1_unknown_is_not_found() {
+        let status = Status::from(Error::not_found("no container abc"));
+        assert_eq!((status.code(), status.message()), (Code::NotFound, "no container abc"));
+    }
+
+    #[test]
+    fn what_is_not_built_is_named() {
+        let status = Status::from(Error::unimplemented("config.CDI_devices"));
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().starts_with("config.CDI_devices"));
+    }
+}
