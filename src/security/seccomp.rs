@@ -6,6 +6,8 @@ mod default;
 mod read;
 mod syscalls;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod verify;
 
 use std::collections::HashMap;

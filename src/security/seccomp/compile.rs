@@ -26,7 +26,7 @@ use oci_spec::runtime::{
 };
 
 use super::bpf::{self, Assembler, Instruction, Target};
-use super::syscalls::{self, X32_BIT};
+use super::syscalls::{self, Multiplexed, X32_BIT};
 use crate::{Error, Result};
 
 /// BPF_MAXINSNS.
@@ -231,18 +231,13 @@ impl Calls {
 
     /// The same rules for the call's number inside socketcall or ipc.
     fn add_multiplexed(&mut self, name: &str, rules: &[Vec<LinuxSeccompArg>], action: u32) {
-        let (outer, inner) = match (syscalls::socketcall(name), syscalls::ipc(name)) {
-            (Some(n), _) => ("socketcall", n),
-            (None, Some(n)) => ("ipc", n),
-            (None, None) => return,
-        };
-        let Some(number) = syscalls::numbers(outer).and_then(|n| n.i386) else { return };
+        let Some(Multiplexed { outer, inner }) = syscalls::multiplexed(name) else { return };
         for rule in rules {
-            let test = Test::Equal { mask: u64::MAX, value: inner };
+            let test = Test::Equal { mask: u64::MAX, value: inner.into() };
             let mut conditions = vec![Condition { index: 0, test, negated: false, width: Width::LowerHalf }];
             let others = rule.iter().filter(|arg| arg.index() != 0);
             conditions.extend(others.filter_map(|arg| condition(arg, Width::LowerHalf)));
-            self.add(number, Rule { conditions, action });
+            self.add(outer, Rule { conditions, action });
         }
     }
 }

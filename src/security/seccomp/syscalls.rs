@@ -34,18 +34,26 @@ pub fn entries() -> impl Iterator<Item = (&'static str, Numbers)> {
     })
 }
 
-/// How i386 also reaches what has a call of its own: socketcall(n, …), from linux/net.h.
-pub fn socketcall(name: &str) -> Option<u64> {
-    position(SOCKETCALL, name)
+/// How i386 also reaches what has a call of its own: its number in socketcall or ipc, and theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Multiplexed {
+    /// On i386.
+    pub outer: u32,
+    /// The outer call's first argument (linux/net.h, linux/ipc.h).
+    pub inner: u32,
 }
 
-/// The same for ipc(n, …), from linux/ipc.h.
-pub fn ipc(name: &str) -> Option<u64> {
-    position(IPC, name)
-}
-
-fn position(list: &str, name: &str) -> Option<u64> {
-    list.split(' ').position(|entry| entry == name).map(|n| n as u64 + 1)
+/// None for what is neither a socket call nor one of System V IPC.
+pub fn multiplexed(name: &str) -> Option<Multiplexed> {
+    static BY_NAME: LazyLock<HashMap<&str, Multiplexed>> = LazyLock::new(|| {
+        let names = |outer, list: &'static str| {
+            list.split_ascii_whitespace()
+                .zip(1..)
+                .map(move |(name, inner)| (name, Multiplexed { outer, inner }))
+        };
+        names(102, SOCKETCALL).chain(names(117, IPC)).filter(|(name, _)| *name != "-").collect()
+    });
+    BY_NAME.get(name).copied()
 }
 
 const SOCKETCALL: &str = "socket bind connect listen accept getsockname getpeername socketpair send recv \
@@ -192,13 +200,15 @@ mod tests {
 
     #[test]
     fn multiplexers_are_numbered_as_in_the_headers() {
+        let of = |name| multiplexed(name).map(|m| (m.outer, m.inner));
+        assert_eq!((of("socket"), of("sendmmsg"), of("read")), (Some((102, 1)), Some((102, 20)), None));
         assert_eq!(
-            (socketcall("socket"), socketcall("sendmmsg"), socketcall("read")),
-            (Some(1), Some(20), None)
+            (of("semop"), of("msgsnd"), of("shmctl")),
+            (Some((117, 1)), Some((117, 11)), Some((117, 24)))
         );
         assert_eq!(
-            (ipc("semop"), ipc("msgsnd"), ipc("shmctl"), ipc("read")),
-            (Some(1), Some(11), Some(24), None)
+            (numbers("socketcall").unwrap().i386, numbers("ipc").unwrap().i386),
+            (Some(102), Some(117))
         );
     }
 }
