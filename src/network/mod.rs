@@ -201,7 +201,7 @@ impl Network {
         let live: HashSet<String> = live.iter().cloned().collect();
         let inner = &self.inner;
         let failed = Mutex::new(None);
-        let stale = inner.cni.pods().await?.into_iter().filter(|id| !live.contains(id));
+        let stale = inner.cni.pods().into_iter().filter(|id| !live.contains(id));
         // Several at once, since each may have a plugin that hangs.
         let released = futures_util::stream::iter(stale).for_each_concurrent(8, |id| {
             let failed = &failed;

@@ -101,6 +101,9 @@ impl Builtin {
     /// Gives the pod an address and a link. Blocks for about a millisecond. On failure all is
     /// taken back.
     pub fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
+        if pod.port_mappings.iter().any(|p| p.host_port != 0) {
+            tracing::warn!(pod = pod.pod_id, "the builtin network serves no host ports yet");
+        }
         let netns = namespace::open(&pod.netns)?;
         // From here on a link of this name is this call's to delete.
         let name = link_name(&pod.pod_id);

@@ -18,10 +18,10 @@ mod config;
 mod plugin;
 mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -38,6 +38,8 @@ pub struct Cni {
     configs: ConfigDir,
     plugins: Plugins,
     cache: Cache,
+    /// The pods that have a record, or are about to: all others need no look at the disk.
+    recorded: Mutex<HashSet<String>>,
     /// Read by every ADD and DEL, written by GC.
     running: tokio::sync::RwLock<()>,
     /// What was agreed on with the plugins of a configuration.
@@ -46,10 +48,12 @@ pub struct Cni {
 
 impl Cni {
     pub fn open(config: &Config, dir: &Path) -> Result<Self> {
+        let cache = Cache::open(&dir.join("cni"), config.cni_cache_dir.as_deref())?;
         Ok(Self {
+            recorded: Mutex::new(cache.pods()?.into_iter().collect()),
             configs: ConfigDir::new(config.cni_conf_dir.clone()),
             plugins: Plugins { dirs: config.cni_bin_dirs.clone(), deadline: plugin::DEADLINE },
-            cache: Cache::open(&dir.join("cni"), config.cni_cache_dir.as_deref())?,
+            cache,
             running: tokio::sync::RwLock::new(()),
             agreed: Mutex::new(None),
         })
@@ -90,6 +94,7 @@ impl Cni {
             arguments: request::arguments(pod)?,
             capabilities: request::capabilities(pod, pod_cidr)?,
         };
+        self.recorded().insert(pod.pod_id.clone());
         self.on_disk({
             let record = record.clone();
             move |cache| cache.write(&record)
@@ -135,8 +140,7 @@ impl Cni {
 
     /// Runs DEL of every plugin, if anything was ever asked for this pod.
     pub async fn detach(&self, pod: &PodNetwork) -> Result<()> {
-        let id = pod.pod_id.clone();
-        let Some(record) = self.on_disk(move |cache| cache.read(&id)).await? else { return Ok(()) };
+        let Some(record) = self.record(&pod.pod_id).await? else { return Ok(()) };
         let _running = self.running.read().await;
         self.delete(&record, &pod.netns).await
     }
@@ -167,18 +171,36 @@ impl Cni {
             return Err(Error::new(first.kind, all.join("; ")).during(step));
         }
         let id = record.pod.pod_id.clone();
-        self.on_disk(move |cache| cache.remove(&id, &list.name)).await
+        self.on_disk(move |cache| cache.remove(&id, &list.name)).await?;
+        self.recorded().remove(&record.pod.pod_id);
+        Ok(())
+    }
+
+    async fn record(&self, pod_id: &str) -> Result<Option<Record>> {
+        if !self.recorded().contains(pod_id) {
+            return Ok(None);
+        }
+        let id = pod_id.to_owned();
+        let record = self.on_disk(move |cache| cache.read(&id)).await?;
+        if record.is_none() {
+            // The call was given up before it was written.
+            self.recorded().remove(pod_id);
+        }
+        Ok(record)
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The IDs of all pods that anything was ever asked for and not taken down.
-    pub async fn pods(&self) -> Result<Vec<String>> {
-        self.on_disk(Cache::pods).await
+    pub fn pods(&self) -> Vec<String> {
+        self.recorded().iter().cloned().collect()
     }
 
     /// Takes down what a pod has by its record alone, and unpins its namespace.
     pub async fn release(&self, pod_id: &str) -> Result<()> {
-        let id = pod_id.to_owned();
-        let Some(record) = self.on_disk(move |cache| cache.read(&id)).await? else { return Ok(()) };
+        let Some(record) = self.record(pod_id).await? else { return Ok(()) };
         let netns = record.pod.netns.clone();
         let _running = self.running.read().await;
         self.delete(&record, &netns).await?;
@@ -203,8 +225,8 @@ impl Cni {
         if self.agree(&loaded).await? != config::WITH_GC {
             return Ok(());
         }
-        let pods = self.pods().await?;
-        let valid: Vec<_> = pods.iter().map(|id| json!({"containerID": id, "ifname": IN_POD})).collect();
+        let valid: Vec<_> =
+            self.pods().iter().map(|id| json!({"containerID": id, "ifname": IN_POD})).collect();
         let plugins = Plugins { deadline: plugin::GC_DEADLINE, ..self.plugins.clone() };
         for plugin in &list.plugins {
             let mut stdin = request::stdin(plugin, &list.name, config::WITH_GC, &BTreeMap::new(), None);

@@ -86,6 +86,10 @@ impl Plugins {
             .envs(environment.iter().map(|(k, v)| (k, v)))
             .env("CNI_COMMAND", verb.to_string())
             .env("CNI_PATH", self.search_path())
+            // What systemd told the daemon is not for plugins.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_PID")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

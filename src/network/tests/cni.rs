@@ -10,7 +10,7 @@ use super::*;
 use crate::error::Kind;
 
 /// bridge, host-local and portmap, with everything that they keep under `dir`.
-fn conflist(dir: &Path) -> String {
+pub fn conflist(dir: &Path) -> String {
     json!({
         "cniVersion": "1.0.0",
         "name": "pwcni",
@@ -29,11 +29,11 @@ fn conflist(dir: &Path) -> String {
 }
 
 impl Host {
-    fn cni() -> Self {
+    pub fn cni() -> Self {
         Self::new(|c| c.mode = Some(Mode::Cni))
     }
 
-    fn configure(&self, name: &str, text: &str) {
+    pub fn configure(&self, name: &str, text: &str) {
         let dir = self.dir.path().join("net.d");
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(name), text).unwrap();
@@ -292,6 +292,7 @@ fn what_a_crash_left_is_released_unless_it_lives() {
     });
 }
 
+/// BEHAVIOUR 31
 #[test]
 fn the_reason_for_not_being_ready_is_named_and_followed() {
     in_a_namespace(|| {

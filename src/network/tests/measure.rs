@@ -53,6 +53,50 @@ fn report(host: &Host, held: usize) {
 
 #[test]
 #[ignore = "measures"]
+fn measure_in_parallel() {
+    in_a_namespace(|| {
+        let host = Host::new(|c| c.subnet = "10.77.0.0/16".into());
+        for workers in [1, 4] {
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                for worker in 0..workers {
+                    let host = &host;
+                    scope.spawn(move || {
+                        let runtime =
+                            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                        for i in 0..400 / workers {
+                            let pod = host.pod(&format!("p{worker}-{i}"));
+                            runtime.block_on(host.network.attach(&pod.network)).unwrap();
+                            runtime.block_on(host.network.detach(&pod.network)).unwrap();
+                        }
+                    });
+                }
+            });
+            let rate = 400.0 / begun.elapsed().as_secs_f64();
+            println!("{workers} at once: {rate:.0} pods/s come and go");
+            eventually("links go", || links() == ["pwtest0"]);
+        }
+    });
+}
+
+#[test]
+#[ignore = "measures"]
+fn measure_cni() {
+    in_a_namespace(|| {
+        let host = Host::cni();
+        host.configure("10-pw.conflist", &super::cni::conflist(host.dir.path()));
+        let (mut attach, mut detach) = (Vec::new(), Vec::new());
+        for i in 0..20 {
+            let pod = host.pod(&format!("c{i}"));
+            timed(&mut attach, || host.attach(&pod));
+            timed(&mut detach, || host.wait(host.network.detach(&pod.network)).unwrap());
+        }
+        println!("bridge, host-local and portmap: {}, {}", show("attach", attach), show("detach", detach));
+    });
+}
+
+#[test]
+#[ignore = "measures"]
 fn measure() {
     in_a_namespace(|| {
         let host = Host::new(|c| c.subnet = "10.77.0.0/16".into());

@@ -26,6 +26,8 @@ fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
         let mut batch = netlink::message::Batch::new();
         batch.set_up(link::Link::Name("lo"));
         Socket::open(netlink::ROUTE).unwrap().call(batch).unwrap();
+        // A new namespace copies the machine's.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         test();
     });
     if let Err(panic) = thread.join() {
