@@ -16,6 +16,8 @@ pub enum Kind {
     InvalidArgument,
     /// UNIMPLEMENTED: a request that means something, but not yet to us.
     Unimplemented,
+    /// ALREADY_EXISTS: the name is taken by something else.
+    AlreadyExists,
     /// FAILED_PRECONDITION: a request that the present state forbids.
     FailedPrecondition,
     /// DEADLINE_EXCEEDED: a time limit of the request ran out.

@@ -1,12 +1,413 @@
-//! CreateContainer.
+//! CreateContainer: everything up to the parked child.
+//!
+//! Image and rootfs → user → volumes → Spec → plan → cgroup → keeper. What a failed creation has
+//! made is freed by the same code that removes a container.
 
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::Result;
-use crate::container::spec::ContainerSpec;
-use crate::node::Node;
+use oci_spec::runtime as oci;
 
-/// Returns the container's ID. A second call for the same name in the pod joins the first.
-pub async fn create(_node: &Arc<Node>, _pod_id: &str, _spec: ContainerSpec) -> Result<String> {
-    todo!()
+use crate::cgroup::Cgroup;
+use crate::container::compile::{self, CgroupMount, Inputs, Pid, Tree};
+use crate::container::devices::{self, Devices};
+use crate::container::exec::Template;
+use crate::container::mounts::{self, Planned, Source};
+use crate::container::oci::NamespacePaths;
+use crate::container::spec::{ContainerSpec, RunAs};
+use crate::container::status::User;
+use crate::container::stdio::{self, Stdio};
+use crate::container::{
+    Container, Phase, Record, end, process_env, remove, rlimits, rootfs, signal, user, volumes,
+};
+use crate::error::{Kind, Step};
+use crate::image::Resolved;
+use crate::keeper::client::{Role, Spawn};
+use crate::node::{Node, record, table};
+use crate::pod::events::EventKind;
+use crate::pod::spec::NamespaceMode;
+use crate::pod::{self, Pod, Shared};
+use crate::security::{capabilities, seccomp};
+use crate::{Error, Result};
+
+/// Returns the container's ID. A second call for the same name in the pod joins the first, and one
+/// for a container that was created already gets that one (BEHAVIOUR 3).
+pub async fn create(node: &Arc<Node>, pod_id: &str, spec: ContainerSpec) -> Result<String> {
+    let pod = node.pods.find(pod_id)?;
+    let key = (pod.id.clone(), spec.name.clone());
+    let task = Arc::clone(node);
+    node.creating.join(key, move || async move { find_or_make(&task, &pod, spec).await }).await
+}
+
+async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> Result<String> {
+    let _gate = pod.gate.read().await;
+    let twin = node
+        .containers
+        .all()
+        .into_iter()
+        .find(|c| c.record.pod_id == pod.id && c.record.spec.name == spec.name);
+    if let Some(twin) = twin {
+        if *twin.record.spec == spec && matches!(twin.phase(), Phase::Created(_)) {
+            return Ok(twin.id.clone());
+        }
+        let message = format!(
+            "container {} (attempt {}) exists already in pod {} as {}",
+            spec.name.name, spec.name.attempt, pod.id, twin.id
+        );
+        return Err(Error::new(Kind::AlreadyExists, message));
+    }
+    let pod::Phase::Ready(shared) = pod.phase() else {
+        return Err(Error::precondition(format!("pod {} is not ready", pod.id)));
+    };
+    let name = spec.name.name.clone();
+    let id = table::new_id()?;
+    let mut making = Making { node, pod, shared, id: &id, cgroup: None };
+    match making.run(spec).await {
+        Ok(container) => {
+            let container = Arc::new(container);
+            node.containers.insert(&id, Arc::clone(&container));
+            if let Some(process) = container.process() {
+                end::watch(node, &container, process);
+            }
+            node.announce(&container, EventKind::Created);
+            Ok(id)
+        }
+        Err(error) => {
+            if let Err(undo) = remove::discard(node, &id, making.cgroup.as_ref()).await {
+                tracing::warn!(container = id, error = %undo, "a failed container left something behind");
+            }
+            Err(error.during(format!("creating container {name}")))
+        }
+    }
+}
+
+/// A creation under way.
+struct Making<'a> {
+    node: &'a Arc<Node>,
+    pod: &'a Arc<Pod>,
+    shared: Shared,
+    id: &'a str,
+    /// Once there is one, for the way back.
+    cgroup: Option<Cgroup>,
+}
+
+/// What was found out and opened on the file system.
+struct Ground {
+    spec: Arc<ContainerSpec>,
+    image: Resolved,
+    root: OwnedFd,
+    user: User,
+    argv: Vec<String>,
+    env: Vec<Vec<u8>>,
+    cwd: String,
+    devices: Devices,
+    mounts: Vec<Planned>,
+    stdio: Stdio,
+    log_path: PathBuf,
+}
+
+impl Making<'_> {
+    async fn run(&mut self, spec: ContainerSpec) -> Result<Container> {
+        let node = self.node;
+        let image = node
+            .images
+            .status(&spec.image.image)?
+            .ok_or_else(|| Error::not_found(format!("image {:?} is not present", spec.image.image)))?;
+        let image = node.images.hold(&image.image.id, self.id)?;
+        let spec = Arc::new(spec);
+        let (cgroup, warnings) = self.make_cgroup(&spec).await?;
+        let mut ground = self.prepare(Arc::clone(&spec), image).await?;
+        let trees = self.open_trees(&mut ground).await?;
+        node.cgroups.allow_devices(&cgroup, &ground.devices.rules)?;
+        self.finish(ground, trees, cgroup, warnings).await
+    }
+
+    async fn make_cgroup(&mut self, spec: &ContainerSpec) -> Result<(Cgroup, Vec<String>)> {
+        let pod = self.pod.record();
+        let parent = pod.cgroup.as_ref().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
+        let (cgroup, warnings) = self
+            .node
+            .cgroups
+            .create_container(parent, self.id, &spec.resources)
+            .await
+            .step(|| "making the cgroup")?;
+        self.cgroup = Some(cgroup.clone());
+        Ok((cgroup, warnings))
+    }
+
+    /// The part that touches the store and the state directory, on a blocking thread.
+    async fn prepare(&self, spec: Arc<ContainerSpec>, image: Resolved) -> Result<Ground> {
+        let (node, pod, id) = (Arc::clone(self.node), self.pod.record(), self.id.to_owned());
+        tokio::task::spawn_blocking(move || ground(&node, &pod, &id, spec, image))
+            .await
+            .map_err(|e| Error::internal(format!("preparing the container: {e}")))?
+    }
+
+    /// The detached mounts, by their place in the list.
+    async fn open_trees(&self, ground: &mut Ground) -> Result<HashMap<usize, Tree>> {
+        let mut trees = HashMap::new();
+        let mut hosts = (Vec::new(), Vec::new());
+        for (index, planned) in ground.mounts.iter().enumerate() {
+            let at = planned.destination.display();
+            match &planned.source {
+                Source::Host(mount) => {
+                    hosts.0.push(index);
+                    hosts.1.push(mount.clone());
+                }
+                Source::PodShm => {
+                    let mount = self.clone_shm().step(|| format!("mounting {at}"))?;
+                    trees.insert(index, Tree { mount, directory: true, label: "the pod's /dev/shm".into() });
+                }
+                Source::Devpts => {
+                    if let Some(mount) = ground.stdio.devpts.take() {
+                        trees.insert(
+                            index,
+                            Tree { mount, directory: true, label: "devpts at /dev/pts".into() },
+                        );
+                    }
+                }
+                Source::Cgroup => {
+                    if let CgroupMount::V1(hierarchies) = &self.node.cgroup_mount {
+                        let read_only = !ground.spec.security.privileged;
+                        let mount =
+                            rootfs::directories(hierarchies.iter().map(|(name, _)| name.as_str()), read_only)
+                                .step(|| format!("mounting {at}"))?;
+                        trees.insert(
+                            index,
+                            Tree { mount, directory: true, label: "tmpfs at /sys/fs/cgroup".into() },
+                        );
+                    }
+                }
+                Source::FileSystem => {}
+            }
+        }
+        let limit = Duration::from_secs(self.node.config.container.volume_timeout);
+        let opened = volumes::open_all(hosts.1, limit).await?;
+        for (index, volume) in hosts.0.into_iter().zip(opened) {
+            trees.insert(
+                index,
+                Tree { mount: volume.mount, directory: volume.directory, label: volume.label },
+            );
+        }
+        Ok(trees)
+    }
+
+    fn clone_shm(&self) -> Result<OwnedFd> {
+        let shm = self.shared.shm.as_ref().ok_or_else(|| Error::internal("the pod has no /dev/shm"))?;
+        rootfs::clone(shm.as_fd())
+    }
+
+    async fn finish(
+        &self,
+        ground: Ground,
+        trees: HashMap<usize, Tree>,
+        cgroup: Cgroup,
+        warnings: Vec<String>,
+    ) -> Result<Container> {
+        let node = self.node;
+        let (spec, filter) = self.runtime_spec(&ground, &cgroup)?;
+        let template = Template::new(&spec, ground.env.clone())?;
+        record::write(&node.layout.container(self.id).join("config.json"), &spec)?;
+        let record = self.record(&ground, &cgroup, warnings)?;
+        record::write(&node.layout.container(self.id).join("container.json"), &record)?;
+        let entry = node.cgroups.entry(&cgroup)?;
+        let security = &ground.spec.security;
+        let modes = &security.namespaces;
+        let (plan, fds) = compile::compile(Inputs {
+            spec: &spec,
+            program: process_env::candidates(&ground.argv, &ground.env, &ground.cwd),
+            env: ground.env,
+            root: ground.root,
+            trees,
+            join: self.joins(),
+            new_namespaces: if modes.ipc == NamespaceMode::Container { libc::CLONE_NEWIPC as u64 } else { 0 },
+            pid: self.pid(modes.pid, &modes.target)?,
+            cgroup: entry,
+            cgroup_mount: node.cgroup_mount.clone(),
+            cgroup_namespace: !security.privileged,
+            stdio: ground.stdio.child,
+            terminal: ground.spec.tty,
+            seccomp: filter,
+        })?;
+        let role = Role::Container(ground.stdio.output);
+        let process = node.keeper.spawn(Spawn { id: self.id.to_owned(), plan, fds, role }).await?;
+        node.cgroups.adopt(&cgroup, process.pid, &record.spec.resources).await?;
+        crate::container::recover::write_live(node, self.id, process.pid)?;
+        let container = Container::new(record, Phase::Created(process));
+        let _ = container.exec.set(Arc::new(template));
+        Ok(container)
+    }
+
+    fn record(&self, ground: &Ground, cgroup: &Cgroup, warnings: Vec<String>) -> Result<Record> {
+        let image = &ground.image.image;
+        Ok(Record {
+            id: self.id.to_owned(),
+            pod_id: self.pod.id.clone(),
+            spec: Arc::clone(&ground.spec),
+            created_at: table::now(),
+            image_id: image.id.clone(),
+            image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+            user: ground.user.clone(),
+            stop_signal: stop_signal(&ground.spec, &ground.image)?,
+            oom_baseline: self.node.cgroups.oom_kills(cgroup).unwrap_or_default(),
+            cgroup: Some(cgroup.clone()),
+            log_path: ground.log_path.clone(),
+            warnings,
+        })
+    }
+
+    /// The Spec, and the filter that its profile compiles to.
+    fn runtime_spec(&self, ground: &Ground, cgroup: &Cgroup) -> Result<(oci::Spec, Option<seccomp::Filter>)> {
+        let (node, security) = (self.node, &ground.spec.security);
+        let sets = capabilities::resolve(&security.capabilities, security.privileged, node.capabilities)?;
+        // Privileged ignores profiles (BEHAVIOUR 22).
+        let profile = match security.privileged {
+            true => None,
+            false => seccomp::profile(&security.seccomp, sets.effective)?,
+        };
+        let filter = profile.as_ref().map(seccomp::compile).transpose()?;
+        let spec = super::oci::spec(super::oci::Wish {
+            spec: &ground.spec,
+            argv: ground.argv.clone(),
+            env: &ground.env,
+            cwd: &ground.cwd,
+            user: &ground.user,
+            sets,
+            seccomp: profile,
+            mounts: ground.mounts.iter().map(|m| m.oci.clone()).collect(),
+            devices: ground.devices.nodes.clone(),
+            rules: &ground.devices.rules,
+            rootfs: &node.layout.container(self.id).join("upper"),
+            cgroup: &cgroup.path,
+            driver: node.cgroups.driver(),
+            namespaces: self.namespace_paths(),
+            rlimits: rlimits::defaults(node.config.container.nofile)?,
+        })?;
+        Ok((spec, filter))
+    }
+
+    fn namespace_paths(&self) -> NamespacePaths {
+        let netns = &self.pod.record().netns;
+        NamespacePaths {
+            network: (!netns.as_os_str().is_empty()).then(|| netns.clone()),
+            ..NamespacePaths::default()
+        }
+    }
+
+    fn joins(&self) -> Vec<(Arc<OwnedFd>, u64)> {
+        let shared = &self.shared;
+        [
+            (&shared.net, libc::CLONE_NEWNET),
+            (&shared.ipc, libc::CLONE_NEWIPC),
+            (&shared.uts, libc::CLONE_NEWUTS),
+        ]
+        .into_iter()
+        .filter_map(|(fd, flag)| Some((Arc::clone(fd.as_ref()?), flag as u64)))
+        .collect()
+    }
+
+    fn pid(&self, mode: NamespaceMode, target: &str) -> Result<Pid> {
+        match mode {
+            NamespaceMode::Node => Ok(Pid::Host),
+            NamespaceMode::Container => Ok(Pid::New),
+            NamespaceMode::Pod => match &self.shared.init {
+                Some(init) => Ok(Pid::Join(Arc::clone(&init.pidfd))),
+                None => Err(Error::precondition("the pod was made without a shared PID namespace")),
+            },
+            NamespaceMode::Target => {
+                let target = self.node.containers.find(target).step(|| "finding the target container")?;
+                if target.record.pod_id != self.pod.id {
+                    return Err(Error::invalid(format!("target container {} is of another pod", target.id)));
+                }
+                match target.phase() {
+                    Phase::Running { process, .. } => Ok(Pid::Join(process.pidfd)),
+                    _ => Err(Error::precondition(format!("target container {} is not running", target.id))),
+                }
+            }
+        }
+    }
+}
+
+fn ground(
+    node: &Node,
+    pod: &pod::Record,
+    id: &str,
+    spec: Arc<ContainerSpec>,
+    image: Resolved,
+) -> Result<Ground> {
+    let directory = node.layout.container(id);
+    let state = node.layout.container_state(id);
+    for path in [&directory, &state] {
+        std::fs::create_dir_all(path).step(|| format!("making directory {}", path.display()))?;
+    }
+    let root = rootfs::mount(&image.layers, &directory)?;
+    let config = image.config.config().clone().unwrap_or_default();
+    let found = find_user(&spec, config.user().as_deref().unwrap_or_default(), &root)?;
+    let argv = process_env::argv(
+        &spec.command,
+        &spec.args,
+        config.entrypoint().as_deref().unwrap_or_default(),
+        config.cmd().as_deref().unwrap_or_default(),
+    )?;
+    let env = process_env::environment(&process_env::EnvWish {
+        image: config.env().as_deref().unwrap_or_default(),
+        request: &spec.envs,
+        hostname: &pod::namespaces::hostname(&pod.spec),
+        home: found.home.as_deref(),
+        tty: spec.tty,
+    });
+    let cwd = [spec.working_dir.as_str(), config.working_dir().as_deref().unwrap_or_default(), "/"];
+    let cwd = cwd.into_iter().find(|c| !c.is_empty()).unwrap_or("/").to_owned();
+    let log_path = log_path(&pod.spec.log_directory, &spec.log_path);
+    let stdio = stdio::open(&stdio::Wish {
+        directory: &state,
+        log: (!log_path.as_os_str().is_empty()).then_some(log_path.as_path()),
+        stdin: spec.stdin,
+        tty: spec.tty,
+        uid: found.uid,
+        gid: found.gid,
+    })?;
+    let modes = &spec.security.namespaces;
+    let mounts = mounts::plan(&mounts::Wish {
+        mounts: &spec.mounts,
+        privileged: spec.security.privileged,
+        host_ipc: modes.ipc == NamespaceMode::Node,
+        own_ipc: modes.ipc == NamespaceMode::Container,
+        pod_files: &node.layout.pod_state(&pod.id),
+        readonly_rootfs: spec.security.readonly_rootfs,
+    })?;
+    let devices = devices::resolve(&spec.devices, spec.security.privileged)?;
+    let user = User { uid: found.uid, gid: found.gid, groups: found.groups };
+    Ok(Ground { spec, image, root, user, argv, env, cwd, devices, mounts, stdio, log_path })
+}
+
+fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<user::Resolved> {
+    let security = &spec.security;
+    if security.run_as_group.is_some() && security.run_as == RunAs::Image {
+        return Err(Error::invalid("run_as_group is given without a user"));
+    }
+    user::resolve(&user::Wish {
+        run_as: &security.run_as,
+        run_as_group: security.run_as_group,
+        supplemental_groups: &security.supplemental_groups,
+        policy: security.supplemental_groups_policy,
+        image_user,
+        root: root.as_fd(),
+    })
+    .step(|| "finding the user")
+}
+
+fn log_path(directory: &str, path: &str) -> PathBuf {
+    if directory.is_empty() || path.is_empty() { PathBuf::new() } else { Path::new(directory).join(path) }
+}
+
+/// The request's, else the image's, else SIGTERM; by the CRI's name (BEHAVIOUR 11).
+fn stop_signal(spec: &ContainerSpec, image: &Resolved) -> Result<String> {
+    let of_image = || image.config.config().as_ref().and_then(|c| c.stop_signal().clone());
+    let name = spec.stop_signal.clone().or_else(of_image).filter(|n| !n.is_empty());
+    let name = name.as_deref().unwrap_or("SIGTERM");
+    signal::canonical(name).ok_or_else(|| Error::invalid(format!("stop signal {name:?} is not a signal")))
 }

@@ -1,10 +1,30 @@
 //! ExecSync, and what streaming exec stands on.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Result;
-use crate::node::Node;
+use oci_spec::runtime as oci;
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::cgroup::{Cgroup, Entry};
+use crate::container::compile::{FdList, identity_steps, rlimit};
+use crate::container::{Container, Phase, process_env};
+use crate::error::{Kind, Step as _};
+use crate::keeper::client::{Process, Role, Spawn};
+use crate::keeper::plan::{Bytes, CgroupEntry, Exec, PidNamespace, Program, SpawnPlan, Step};
+use crate::node::{Node, record, table};
+use crate::security::seccomp::{self, Filter};
+use crate::{Error, Result};
+
+/// More of either stream is read and dropped (BEHAVIOUR 15, CVE-2022-1708).
+const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// How long a killed exec may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Output {
@@ -13,12 +33,298 @@ pub struct Output {
     pub exit_code: i32,
 }
 
-/// `timeout` zero: none. DEADLINE_EXCEEDED kills the whole tree (BEHAVIOUR 15).
-pub async fn exec_sync(
-    _node: &Arc<Node>,
-    _id: &str,
-    _argv: Vec<String>,
-    _timeout: Duration,
+/// What every exec of a container has in common with its main process.
+#[derive(Debug)]
+pub struct Template {
+    env: Vec<Bytes>,
+    cwd: String,
+    rlimits: Vec<Step>,
+    identity: Vec<Step>,
+    seccomp: Option<Filter>,
+}
+
+impl Template {
+    pub fn new(spec: &oci::Spec, env: Vec<Bytes>) -> Result<Self> {
+        let process =
+            spec.process().as_ref().ok_or_else(|| Error::internal("the runtime spec has no process"))?;
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let mut limits = Vec::new();
+        for limit in process.rlimits().iter().flatten() {
+            limits.push(Step::Rlimit {
+                resource: rlimit(limit.typ()),
+                soft: limit.soft(),
+                hard: limit.hard(),
+            });
+        }
+        Ok(Self {
+            env,
+            cwd: process.cwd().to_string_lossy().into_owned(),
+            rlimits: limits,
+            identity: identity_steps(process),
+            seccomp: profile.map(seccomp::compile).transpose()?,
+        })
+    }
+
+    /// From the Spec on disk, after a restart of the daemon.
+    fn load(node: &Node, container: &Container) -> Result<Self> {
+        let path = node.layout.container(&container.id).join("config.json");
+        let spec: oci::Spec = record::read(&path)?
+            .ok_or_else(|| Error::internal(format!("the runtime spec {} is missing", path.display())))?;
+        let env = spec.process().iter().flat_map(|p| p.env().iter().flatten());
+        let env = env.map(|e| e.clone().into_bytes()).collect();
+        Self::new(&spec, env)
+    }
+
+    /// Enters the container by its pidfd and becomes what its main process is.
+    fn plan(&self, pidfd: &Arc<OwnedFd>, argv: &[String], entry: Entry, stdio: [Arc<OwnedFd>; 3]) -> Plan {
+        let mut fds = FdList::default();
+        let target = fds.push(Arc::clone(pidfd));
+        let namespaces = libc::CLONE_NEWNS
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWCGROUP;
+        let mut steps = vec![Step::Reset];
+        steps.extend(self.rlimits.iter().cloned());
+        let cwd = self.cwd.clone().into_bytes();
+        steps.push(Step::WorkingDirectory { path: cwd, create: false });
+        steps.extend(self.identity.iter().cloned());
+        let cgroup = CgroupEntry {
+            unified: entry.unified.map(|fd| fds.push(fd)),
+            tasks: entry.tasks.into_iter().map(|fd| fds.push(fd)).collect(),
+        };
+        let plan = SpawnPlan {
+            pid: PidNamespace::Join(target),
+            new_namespaces: 0,
+            join: vec![(target, namespaces as u64)],
+            cgroup,
+            stdio: stdio.map(|fd| fds.push(fd)),
+            terminal: false,
+            steps,
+            park: false,
+            seccomp: self.seccomp.as_ref().map(|f| f.program.to_vec()),
+            seccomp_flags: self.seccomp.as_ref().map_or(0, |f| f.flags),
+            exec: Exec {
+                program: Program::Search(process_env::candidates(argv, &self.env, &self.cwd)),
+                argv: argv.iter().map(|a| a.clone().into_bytes()).collect(),
+                envp: self.env.clone(),
+            },
+        };
+        Plan { plan, fds: fds.into_fds() }
+    }
+}
+
+struct Plan {
+    plan: SpawnPlan,
+    fds: Vec<Arc<OwnedFd>>,
+}
+
+/// An exec that runs, in a cgroup of its own.
+struct Running {
+    process: Process,
+    cgroup: Option<Cgroup>,
+}
+
+/// Runs a command and collects its output. `timeout` zero: none. DEADLINE_EXCEEDED kills the whole
+/// tree (BEHAVIOUR 15). A program that cannot be executed is an error that names it (BEHAVIOUR 16).
+pub async fn exec_sync(node: &Arc<Node>, id: &str, argv: Vec<String>, timeout: Duration) -> Result<Output> {
+    let container = node.containers.find(id)?;
+    if argv.is_empty() || argv[0].is_empty() {
+        return Err(Error::invalid("exec without a command"));
+    }
+    // A task of its own: a client that goes away must not leave the exec to itself.
+    let node = Arc::clone(node);
+    let task = tokio::spawn(async move { run(&node, &container, argv, timeout).await });
+    let mut task = AbortOnDrop(task);
+    (&mut task.0).await.unwrap_or_else(|e| Err(Error::internal(format!("the exec ended early: {e}"))))
+}
+
+/// The client's cancellation reaches the exec: its future is dropped, and [`Guard`] kills it.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn run(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    argv: Vec<String>,
+    timeout: Duration,
 ) -> Result<Output> {
-    todo!()
+    let Phase::Running { process: main, .. } = container.phase() else {
+        return Err(Error::precondition(format!("container {} is not running", container.id)));
+    };
+    let (stdout, out) = output_pipe()?;
+    let (stderr, err) = output_pipe()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "opening /dev/null")?;
+    let stdio = [Arc::new(null), Arc::new(out), Arc::new(err)];
+    let running = spawn(node, container, &main, &argv, stdio).await?;
+    let guard = Guard { node: Arc::clone(node), running };
+    let work = collect(&guard.running.process, stdout, stderr);
+    let output = if timeout.is_zero() {
+        work.await
+    } else {
+        match tokio::time::timeout(timeout, work).await {
+            Ok(output) => output,
+            Err(_) => {
+                guard.end().await;
+                return Err(Error::new(
+                    Kind::DeadlineExceeded,
+                    format!("exec {argv:?} in container {} exceeded its limit of {timeout:?}", container.id),
+                ));
+            }
+        }
+    };
+    output
+}
+
+async fn spawn(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    main: &Process,
+    argv: &[String],
+    stdio: [Arc<OwnedFd>; 3],
+) -> Result<Running> {
+    let template = match container.exec.get() {
+        Some(template) => Arc::clone(template),
+        None => {
+            let loaded = Arc::new(Template::load(node, container)?);
+            Arc::clone(container.exec.get_or_init(|| loaded))
+        }
+    };
+    let id = table::new_id()?;
+    let cgroup = match &container.record.cgroup {
+        Some(cgroup) => Some(node.cgroups.create_exec(cgroup, &id[..16])?),
+        None => None,
+    };
+    let entry = cgroup.as_ref().map(|c| node.cgroups.entry(c)).transpose()?.unwrap_or_default();
+    let Plan { plan, fds } = template.plan(&main.pidfd, argv, entry, stdio);
+    match node.keeper.spawn(Spawn { id, plan, fds, role: Role::Exec }).await {
+        Ok(process) => Ok(Running { process, cgroup }),
+        Err(error) => {
+            if let Some(cgroup) = &cgroup {
+                let _ = node.cgroups.remove(cgroup).await;
+            }
+            Err(error.during(format!("exec in container {}", container.id)))
+        }
+    }
+}
+
+/// Kills what is left of an exec and removes its cgroup, also when the call is dropped.
+struct Guard {
+    node: Arc<Node>,
+    running: Running,
+}
+
+impl Guard {
+    /// Kills the tree and waits for its end.
+    async fn end(&self) {
+        self.kill();
+        let _ = tokio::time::timeout(KILL_LIMIT, self.running.process.exited()).await;
+    }
+
+    fn kill(&self) {
+        let result = match &self.running.cgroup {
+            Some(cgroup) => self.node.cgroups.kill(cgroup),
+            None => self.running.process.signal(libc::SIGKILL),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "an exec is not killed");
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.running.process.exit().is_none() {
+            self.kill();
+        }
+        let Some(cgroup) = self.running.cgroup.clone() else { return };
+        let node = Arc::clone(&self.node);
+        tokio::spawn(async move {
+            // Background children of the exec live on; their cgroup goes with the container's.
+            if let Err(error) = node.cgroups.remove(&cgroup).await {
+                tracing::debug!(%error, "an exec's cgroup stays");
+            }
+        });
+    }
+}
+
+fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step(|| "making the exec's pipes")?;
+    // Non-blocking for us alone: the other end is another open file.
+    let flags = rustix::fs::fcntl_getfl(&read).step(|| "reading the flags of the exec's pipes")?;
+    rustix::fs::fcntl_setfl(&read, flags | OFlags::NONBLOCK).step(|| "setting up the exec's pipes")?;
+    let reader = pipe::Receiver::from_owned_fd(read).step(|| "watching the exec's pipes")?;
+    Ok((reader, write))
+}
+
+async fn collect(process: &Process, stdout: pipe::Receiver, stderr: pipe::Receiver) -> Result<Output> {
+    let exited = async { process.exited().await };
+    let (mut out, mut err) = (Stream::new(stdout), Stream::new(stderr));
+    tokio::pin!(exited);
+    let mut exit = None;
+    while exit.is_none() || !(out.ended && err.ended) {
+        tokio::select! {
+            biased;
+            done = out.read(), if !out.ended => done?,
+            done = err.read(), if !err.ended => done?,
+            ended = &mut exited, if exit.is_none() => {
+                exit = Some(ended);
+                // What it wrote is in the pipes by now; background children that hold them open
+                // do not hold up the call.
+                out.drain()?;
+                err.drain()?;
+                break;
+            }
+        }
+    }
+    let exit = match exit {
+        Some(exit) => exit,
+        None => process.exited().await,
+    };
+    Ok(Output { stdout: out.kept, stderr: err.kept, exit_code: exit.status.code() })
+}
+
+/// One output stream: what is kept of it, up to the limit.
+struct Stream {
+    pipe: pipe::Receiver,
+    kept: Vec<u8>,
+    ended: bool,
+}
+
+impl Stream {
+    fn new(pipe: pipe::Receiver) -> Self {
+        Self { pipe, kept: Vec::new(), ended: false }
+    }
+
+    async fn read(&mut self) -> Result<()> {
+        let mut chunk = [0u8; 16 << 10];
+        let n = self.pipe.read(&mut chunk).await.step(|| "reading the exec's output")?;
+        self.keep(&chunk[..n]);
+        Ok(())
+    }
+
+    /// Takes what is there without waiting for more.
+    fn drain(&mut self) -> Result<()> {
+        let mut chunk = [0u8; 16 << 10];
+        while !self.ended {
+            match self.pipe.try_read(&mut chunk) {
+                Ok(n) => self.keep(&chunk[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(Error::io("reading the exec's output", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, chunk: &[u8]) {
+        self.ended = chunk.is_empty();
+        let room = OUTPUT_LIMIT - self.kept.len();
+        self.kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::container::status::{ContainerStatus, State};
+use crate::container::status::{self, ContainerStatus, State};
 use crate::node::Node;
 
 /// All that are given must hold. IDs may be prefixes.
@@ -14,6 +14,17 @@ pub struct Filter {
     pub labels: BTreeMap<String, String>,
 }
 
-pub fn list(_node: &Node, _filter: &Filter) -> Vec<ContainerStatus> {
-    todo!()
+/// Oldest first.
+pub fn list(node: &Node, filter: &Filter) -> Vec<ContainerStatus> {
+    let mut list: Vec<_> =
+        node.containers.all().iter().map(|c| status::of(c)).filter(|c| matches(filter, c)).collect();
+    list.sort_by_key(|c| c.created_at);
+    list
+}
+
+fn matches(filter: &Filter, container: &ContainerStatus) -> bool {
+    container.id.starts_with(&filter.id)
+        && container.pod_id.starts_with(&filter.pod_id)
+        && filter.state.is_none_or(|state| state == container.state)
+        && filter.labels.iter().all(|(k, v)| container.spec.labels.get(k) == Some(v))
 }

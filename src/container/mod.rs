@@ -1,15 +1,154 @@
 //! Containers: from a request to a parked child, its start, its end.
+//!
+//! ```text
+//!  create          start                    exit, or stop
+//!  ──────▶ Created ─────▶ Running ─────────────────────▶ Exited ─remove─▶ (nothing)
+//!             │      start failed (StartError), pod stopped ▲
+//!             └─────────────────────────────────────────────┘
+//!  Unknown: a record that cannot be read or a process that cannot be found; removable.
+//! ```
 
+pub mod compile;
 pub mod create;
+pub mod devices;
+pub mod end;
 pub mod exec;
 pub mod list;
+pub mod mounts;
+pub mod oci;
 pub mod process_env;
+pub mod recover;
 pub mod remove;
 pub mod reopen_log;
+pub mod rlimits;
+pub mod rootfs;
+pub mod signal;
 pub mod spec;
 pub mod start;
 pub mod stats;
 pub mod status;
+pub mod stdio;
 pub mod stop;
 pub mod update;
 pub mod user;
+pub mod volumes;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cgroup::Cgroup;
+use crate::container::spec::{ContainerSpec, Resources};
+use crate::container::status::User;
+use crate::keeper::client::Process;
+
+/// container.json: what a container is, fixed at its creation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub id: String,
+    pub pod_id: String,
+    pub spec: Arc<ContainerSpec>,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The config digest.
+    pub image_id: String,
+    /// A repo digest, or the ID of an image without one.
+    pub image_ref: String,
+    pub user: User,
+    /// The name of the signal that stops it, resolved at creation (BEHAVIOUR 11).
+    pub stop_signal: String,
+    pub cgroup: Option<Cgroup>,
+    /// Absolute, or empty.
+    pub log_path: PathBuf,
+    /// OOM kills that its cgroup had before it ran: not its own (BEHAVIOUR 10).
+    pub oom_baseline: u64,
+    pub warnings: Vec<String>,
+}
+
+/// exit.json: how a container ended. Times in nanoseconds since the epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    pub started_at: i64,
+    pub finished_at: i64,
+    pub exit_code: i32,
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Debug, Clone)]
+pub enum Phase {
+    Created(Process),
+    Running {
+        process: Process,
+        started_at: i64,
+    },
+    Exited(Ending),
+    /// What is wrong with it.
+    Unknown(String),
+}
+
+pub struct Container {
+    pub id: String,
+    pub record: Record,
+    phase: watch::Sender<Phase>,
+    resources: RwLock<Resources>,
+    /// Held by start, update and remove.
+    pub gate: tokio::sync::Mutex<()>,
+    /// When a stop under way turns to SIGKILL; None: no stop is under way.
+    stopping: Mutex<Option<watch::Sender<Instant>>>,
+    /// What its execs are made of; filled when first needed.
+    exec: OnceLock<Arc<exec::Template>>,
+    /// For the CPU rate.
+    reading: Mutex<stats::Readings>,
+}
+
+impl Container {
+    pub fn new(record: Record, phase: Phase) -> Self {
+        Self {
+            id: record.id.clone(),
+            resources: RwLock::new(record.spec.resources.clone()),
+            record,
+            phase: watch::Sender::new(phase),
+            gate: tokio::sync::Mutex::default(),
+            stopping: Mutex::default(),
+            exec: OnceLock::new(),
+            reading: Mutex::default(),
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Waits until it is neither created nor running.
+    pub async fn ended(&self) {
+        let mut phases = self.phase.subscribe();
+        let over = |phase: &Phase| matches!(phase, Phase::Exited(_) | Phase::Unknown(_));
+        // The sender lives as long as `self`.
+        let _ = phases.wait_for(over).await;
+    }
+
+    /// The limits in force.
+    pub fn resources(&self) -> Resources {
+        self.resources.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_resources(&self, resources: Resources) {
+        *self.resources.write().unwrap_or_else(PoisonError::into_inner) = resources;
+    }
+
+    /// The process, while there is one.
+    pub fn process(&self) -> Option<Process> {
+        match &*self.phase.borrow() {
+            Phase::Created(process) | Phase::Running { process, .. } => Some(process.clone()),
+            Phase::Exited(_) | Phase::Unknown(_) => None,
+        }
+    }
+}

@@ -2,9 +2,68 @@
 
 use std::sync::Arc;
 
-use crate::Result;
-use crate::node::Node;
+use crate::container::{Container, Ending, Phase, end};
+use crate::node::{Node, table};
+use crate::pod::events::EventKind;
+use crate::{Error, Result};
 
-pub async fn start(_node: &Arc<Node>, _id: &str) -> Result<()> {
-    todo!()
+/// The exit code of a container whose program could not be executed (BEHAVIOUR 9).
+const START_ERROR: i32 = 128;
+
+/// Releases the parked child. FAILED_PRECONDITION unless the container is CREATED.
+pub async fn start(node: &Arc<Node>, id: &str) -> Result<()> {
+    let container = node.containers.find(id)?;
+    let node = Arc::clone(node);
+    let key = format!("start {}", container.id);
+    let start = Arc::clone(&node);
+    node.changing.join(key, move || async move { release(&start, &container).await }).await
+}
+
+async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    let _gate = container.gate.lock().await;
+    let parked = match container.phase() {
+        Phase::Created(process) => process,
+        other => return Err(refusal(&container.id, &other)),
+    };
+    match node.keeper.start(&container.id).await {
+        Ok((process, started_at)) => {
+            container.set_phase(Phase::Running { process: process.clone(), started_at });
+            if process.pid != parked.pid {
+                // In a PID namespace that existed the helper parked, and another process runs.
+                if let Err(error) = super::recover::write_live(node, &container.id, process.pid) {
+                    tracing::warn!(container = container.id, %error, "the container could not be found again");
+                }
+                end::watch(node, container, process);
+            }
+            node.announce(container, EventKind::Started);
+            Ok(())
+        }
+        Err(error) => {
+            // The keeper may have died on the way; then the child is still parked and a retry works.
+            if error.kind == crate::error::Kind::Unavailable {
+                return Err(error);
+            }
+            let now = table::now();
+            let ending = Ending {
+                started_at: now,
+                finished_at: now,
+                exit_code: START_ERROR,
+                reason: "StartError".into(),
+                message: error.message.clone(),
+            };
+            end::conclude(node, container, ending).await;
+            Err(error.during(format!("starting container {}", container.record.spec.name.name)))
+        }
+    }
+}
+
+/// Why a container in this phase cannot be started.
+fn refusal(id: &str, phase: &Phase) -> Error {
+    let state = match phase {
+        Phase::Created(_) => "created",
+        Phase::Running { .. } => "running already",
+        Phase::Exited(_) => "at its end; a container starts once",
+        Phase::Unknown(_) => "in an unknown state",
+    };
+    Error::precondition(format!("container {id} is {state}"))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::container::spec::{ContainerSpec, Resources};
+use crate::container::{Container, Phase};
 use crate::node::Node;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +51,68 @@ pub struct User {
 }
 
 /// NOT_FOUND if there is none. `id` may be a unique prefix.
-pub fn status(_node: &Node, _id: &str) -> Result<ContainerStatus> {
-    todo!()
+pub fn status(node: &Node, id: &str) -> Result<ContainerStatus> {
+    Ok(of(&*node.containers.find(id)?))
 }
 
-/// For `crictl inspect`: a JSON object (sandboxID, pid, runtimeSpec, warnings, …).
-pub fn info(_node: &Node, _id: &str) -> Result<serde_json::Value> {
-    todo!()
+/// The status of a container at hand.
+pub fn of(container: &Container) -> ContainerStatus {
+    let record = &container.record;
+    let mut status = ContainerStatus {
+        id: record.id.clone(),
+        pod_id: record.pod_id.clone(),
+        spec: Arc::clone(&record.spec),
+        state: State::Created,
+        created_at: record.created_at,
+        started_at: 0,
+        finished_at: 0,
+        exit_code: 0,
+        reason: String::new(),
+        message: record.warnings.join("; "),
+        image_id: record.image_id.clone(),
+        image_ref: record.image_ref.clone(),
+        log_path: record.log_path.to_string_lossy().into_owned(),
+        resources: container.resources(),
+        user: record.user.clone(),
+        stop_signal: record.stop_signal.clone(),
+    };
+    match container.phase() {
+        Phase::Created(_) => {}
+        Phase::Running { started_at, .. } => {
+            status.state = State::Running;
+            status.started_at = started_at;
+        }
+        Phase::Exited(ending) => {
+            status.state = State::Exited;
+            status.started_at = ending.started_at;
+            status.finished_at = ending.finished_at;
+            status.exit_code = ending.exit_code;
+            status.reason = ending.reason;
+            if !ending.message.is_empty() {
+                status.message = ending.message;
+            }
+        }
+        Phase::Unknown(what) => {
+            status.state = State::Unknown;
+            status.reason = "ContainerStatusUnknown".into();
+            status.message = what;
+        }
+    }
+    status
+}
+
+/// For `crictl inspect`: a JSON object (sandboxID, pid, runtimeSpec, warnings).
+pub fn info(node: &Node, id: &str) -> Result<serde_json::Value> {
+    let container = node.containers.find(id)?;
+    let record = &container.record;
+    let spec: Option<serde_json::Value> =
+        crate::node::record::read(&node.layout.container(&container.id).join("config.json"))
+            .unwrap_or_default();
+    Ok(serde_json::json!({
+        "sandboxID": record.pod_id,
+        "pid": container.process().map_or(0, |p| p.pid),
+        "cgroup": record.cgroup.as_ref().map(|c| &c.path),
+        "warnings": record.warnings,
+        "runtimeSpec": spec,
+    }))
 }

@@ -1,12 +1,123 @@
 //! StopContainer.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crate::Result;
-use crate::node::Node;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::container::{Container, Ending, Phase, end, signal};
+use crate::error::Kind;
+use crate::node::{Node, table};
+use crate::{Error, Result};
+
+/// How long a killed container may take to end before the call fails and names what holds it.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Signals, waits, kills (BEHAVIOUR 11). Unknown and ended containers are fine.
-pub async fn stop(_node: &Arc<Node>, _id: &str, _timeout: Duration) -> Result<()> {
-    todo!()
+pub async fn stop(node: &Arc<Node>, id: &str, timeout: Duration) -> Result<()> {
+    let container = match node.containers.find(id) {
+        Err(error) if error.kind == Kind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !matches!(container.phase(), Phase::Running { .. }) {
+        return Ok(());
+    }
+    if timeout.is_zero() {
+        return kill(node, &container).await;
+    }
+    let deadline = announce(&container, timeout)?;
+    let over = wait(&container, deadline).await;
+    if over {
+        return Ok(());
+    }
+    kill(node, &container).await
+}
+
+/// Enters the stop under way, shortening it if this one is shorter, or begins one with the
+/// container's signal. The signal is sent once.
+fn announce(container: &Container, timeout: Duration) -> Result<watch::Receiver<Instant>> {
+    let now = Instant::now();
+    // A century is for ever, and does not overflow.
+    let deadline = now + timeout.min(Duration::from_secs(100 * 365 * 86_400));
+    let mut stopping = container.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = &*stopping {
+        running.send_if_modified(|current| {
+            let shorter = deadline < *current;
+            if shorter {
+                *current = deadline;
+            }
+            shorter
+        });
+        return Ok(running.subscribe());
+    }
+    let name = &container.record.stop_signal;
+    let number = signal::number(name)
+        .ok_or_else(|| Error::internal(format!("the recorded stop signal {name:?} is none")))?;
+    if let Some(process) = container.process() {
+        process.signal(number)?;
+    }
+    let sender = watch::Sender::new(deadline);
+    let receiver = sender.subscribe();
+    *stopping = Some(sender);
+    Ok(receiver)
+}
+
+/// True if the container ended before the deadline, which may move closer meanwhile.
+async fn wait(container: &Container, mut deadline: watch::Receiver<Instant>) -> bool {
+    loop {
+        let until = *deadline.borrow_and_update();
+        tokio::select! {
+            biased;
+            () = container.ended() => return true,
+            () = tokio::time::sleep_until(until) => return false,
+            Ok(()) = deadline.changed() => {}
+        }
+    }
+}
+
+/// SIGKILL to everything in the container's cgroup, and its end. A CREATED container ends as well.
+pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    match container.phase() {
+        Phase::Exited(_) | Phase::Unknown(_) => return Ok(()),
+        Phase::Created(_) => return discard(node, container).await,
+        Phase::Running { process, .. } => match &container.record.cgroup {
+            Some(cgroup) => node.cgroups.kill(cgroup)?,
+            None => process.signal(libc::SIGKILL)?,
+        },
+    }
+    if tokio::time::timeout(KILL_LIMIT, container.ended()).await.is_ok() {
+        return Ok(());
+    }
+    let survivors = match &container.record.cgroup {
+        Some(cgroup) => node.cgroups.wait_empty(cgroup, Duration::ZERO).await.err(),
+        None => None,
+    };
+    let what = survivors.map_or_else(|| "its exit was not reported".to_owned(), |e| e.message);
+    Err(Error::new(
+        Kind::DeadlineExceeded,
+        format!(
+            "container {} did not end within {} s of SIGKILL: {what}",
+            container.id,
+            KILL_LIMIT.as_secs()
+        ),
+    ))
+}
+
+/// Ends a parked child.
+async fn discard(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    let _gate = container.gate.lock().await;
+    if !matches!(container.phase(), Phase::Created(_)) {
+        return Ok(());
+    }
+    node.keeper.forget(&container.id).await?;
+    let ending = Ending {
+        finished_at: table::now(),
+        exit_code: 128 + libc::SIGKILL,
+        reason: "Error".into(),
+        message: "the pod was stopped before the container was started".into(),
+        ..Ending::default()
+    };
+    end::conclude(node, container, ending).await;
+    Ok(())
 }

@@ -147,6 +147,11 @@ impl Keeper {
         todo!()
     }
 
+    /// Whether a keeper answers now.
+    pub fn alive(&self) -> bool {
+        todo!()
+    }
+
     /// Takes fds into keeping under `key`, replacing what was there.
     pub async fn hold(&self, _hold: Hold) -> Result<()> {
         todo!()

@@ -143,6 +143,18 @@ pub fn is_pinned(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }
 
+/// A detached clone of the mount at `path` in another process's mount namespace.
+pub fn clone_mount(pid: i32, path: &str) -> Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags as Flags;
+    let step = || format!("cloning {path} of process {pid}");
+    let namespace = open(Path::new(&format!("/proc/{pid}/ns/mnt")))?;
+    on_a_thread(|| {
+        crate::sys::namespace::enter_mounts(namespace.as_fd()).step(step)?;
+        let flags = Flags::OPEN_TREE_CLONE | Flags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(rustix::fs::CWD, path, flags).step(step)
+    })
+}
+
 /// Runs `work` in the network namespace `netns`, on a thread made for it.
 ///
 /// # Errors

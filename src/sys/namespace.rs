@@ -1,5 +1,7 @@
 //! unshare(2) for threads.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::thread::UnshareFlags;
 
 /// Which namespaces the calling thread gets anew.
@@ -21,4 +23,15 @@ pub fn unshare(new: Unshare) -> rustix::io::Result<()> {
     // SAFETY: `flags` can hold the three bits above only, never CLONE_FILES, so every thread goes
     // on sharing one file descriptor table and an OwnedFd stays valid on whichever it is dropped.
     unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Enters the mount namespace that `namespace` is.
+///
+/// Call it on a thread that ends afterwards: its root and working directory are its own from now on
+/// (setns(2) demands it), and those of the namespace.
+pub fn enter_mounts(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    // SAFETY: CLONE_FS alone is unshared, so the file descriptor table stays shared by every thread
+    // and an OwnedFd stays valid on whichever it is dropped.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::thread::move_into_link_name_space(namespace, Some(rustix::thread::LinkNameSpaceType::Mount))
 }

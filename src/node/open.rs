@@ -1,0 +1,135 @@
+//! The start of the daemon: services, keeper, and the pods of before.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cgroup::Cgroups;
+use crate::config::Config;
+use crate::container::compile::CgroupMount;
+use crate::error::Step;
+use crate::image::{self, Images};
+use crate::keeper::client::{self as keeper, Keeper, Snapshot};
+use crate::network::{self, Network};
+use crate::node::Node;
+use crate::node::flight::Flights;
+use crate::node::layout::Layout;
+use crate::node::table::Table;
+use crate::pod::events::Events;
+use crate::{Result, container, pod};
+
+impl Node {
+    /// Opens everything, connects to the keeper, and takes back the pods of before.
+    pub async fn open(config: Config) -> Result<Arc<Node>> {
+        let layout = Layout::new(&config.root, &config.state, &config.netns_dir);
+        for path in layout.directories() {
+            std::fs::create_dir_all(&path).step(|| format!("making directory {}", path.display()))?;
+        }
+        let cgroups = Cgroups::detect(config.cgroup.driver, &config.cgroup.root)?;
+        let images = Images::open(image::Config {
+            root: layout.images(),
+            insecure_registries: config.image.insecure_registries.clone(),
+        })
+        .await?;
+        let network = Network::open(network_config(&config, &layout))?;
+        let (keeper, snapshot) = Keeper::connect(keeper::Config {
+            state: config.state.clone(),
+            executable: keeper_executable(&config)?,
+            cgroup_procs: cgroups.keeper_procs()?,
+        })
+        .await?;
+        let node = Arc::new(Node {
+            layout,
+            images,
+            network,
+            cgroup_mount: cgroup_mount(&cgroups),
+            cgroups,
+            keeper,
+            events: Events::default(),
+            pods: Table::new("pod sandbox"),
+            containers: Table::new("container"),
+            running: Flights::default(),
+            creating: Flights::default(),
+            changing: Flights::default(),
+            capabilities: bounding_set(),
+            config,
+        });
+        take_back(&node, snapshot).await?;
+        empty_trash(&node);
+        Ok(node)
+    }
+}
+
+/// Containers before pods: a pod whose fds are lost takes them back from a container that lives.
+async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
+    let mut processes: HashMap<_, _> = HashMap::new();
+    let mut inits = HashMap::new();
+    for (process, state) in snapshot.processes {
+        if process.id.starts_with("init/") {
+            inits.insert(process.id.clone(), process);
+        } else {
+            processes.insert(process.id.clone(), (process, state));
+        }
+    }
+    container::recover::recover(node, &mut processes).await?;
+    for (id, (process, _)) in processes {
+        let _ = process.signal(libc::SIGKILL);
+        if let Err(error) = node.keeper.forget(&id).await {
+            tracing::warn!(id, %error, "a process that nobody knows is not forgotten");
+        }
+    }
+    let holds = snapshot.holds.into_iter().map(|hold| (hold.key.clone(), hold)).collect();
+    let live = pod::recover::recover(node, pod::recover::Found { holds, inits }).await?;
+    // Addresses of pods that ended with a reboot; what fails now is tried again by their removal.
+    if let Err(error) = node.network.reconcile(&live).await {
+        tracing::warn!(%error, "some addresses of earlier pods are not released");
+    }
+    Ok(())
+}
+
+fn network_config(config: &Config, layout: &Layout) -> network::Config {
+    network::Config {
+        mode: config.network.mode,
+        cni_conf_dir: config.network.cni_conf_dir.clone(),
+        cni_bin_dirs: config.network.cni_bin_dirs.clone(),
+        bridge: config.network.bridge.clone(),
+        subnet: config.network.subnet.clone(),
+        mtu: config.network.mtu,
+        root: layout.network(),
+        cni_cache_dir: None,
+    }
+}
+
+/// How the host's hierarchies are shown inside containers.
+fn cgroup_mount(cgroups: &Cgroups) -> CgroupMount {
+    let v1 = cgroups.v1_hierarchies();
+    if v1.is_empty() { CgroupMount::Unified } else { CgroupMount::V1(v1) }
+}
+
+/// As configured, or the one beside this program.
+fn keeper_executable(config: &Config) -> Result<PathBuf> {
+    if !config.keeper.as_os_str().is_empty() {
+        return Ok(config.keeper.clone());
+    }
+    let ours = std::env::current_exe().step(|| "finding our own executable")?;
+    Ok(ours.with_file_name("podwright-keeper"))
+}
+
+/// Bit n: capability n is in this process's bounding set.
+fn bounding_set() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or_default()
+}
+
+/// What an earlier daemon had no time to free.
+fn empty_trash(node: &Arc<Node>) {
+    let trash = node.layout.trash();
+    tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(&trash).into_iter().flatten().flatten() {
+            if let Err(error) = container::remove::remove_tree(&entry.path()) {
+                tracing::warn!(%error, "the trash is not freed");
+            }
+        }
+    });
+}

@@ -1,0 +1,399 @@
+//! A podwright of the test's own: fresh network and mount namespaces, its own directories, bridge,
+//! subnet and cgroup root, real gRPC over its socket; and a check that it leaves nothing behind.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use podwright::cri::wire as cri;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+pub type Runtime = cri::runtime_service_client::RuntimeServiceClient<Channel>;
+pub type Images = cri::image_service_client::ImageServiceClient<Channel>;
+
+/// What every test's image is called.
+pub const IMAGE: &str = "127.0.0.1:0/busybox:test";
+
+pub struct Daemon {
+    pub dir: tempfile::TempDir,
+    number: u32,
+    child: Child,
+    channel: Channel,
+}
+
+/// Unique on this machine while the test runs.
+fn next_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    (std::process::id() % 10_000) * 100 + NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
+impl Daemon {
+    /// Starts one with the busybox image in its store.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// `extra`: lines of configuration.
+    pub async fn start_with(extra: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("podwright-test-").tempdir().unwrap();
+        let number = next_number();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(&root).unwrap();
+        copy_tree(&crate::seed::store(), &root.join("image"));
+        let config = format!(
+            "listen = {listen:?}\nroot = {root:?}\nstate = {state:?}\nnetns_dir = {netns:?}\nlog_level = \"debug\"\n\
+             [cgroup]\nroot = \"/podwright-test-{number}\"\n\
+             [network]\nmode = \"builtin\"\nbridge = \"pwt{number}\"\nsubnet = \"10.213.0.0/16\"\n{extra}\n",
+            listen = dir.path().join("cri.sock"),
+            state = dir.path().join("state"),
+            netns = dir.path().join("netns"),
+        );
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        let child = spawn(dir.path(), None);
+        let channel = connect(&dir.path().join("cri.sock")).await;
+        Self { dir, number, child, channel }
+    }
+
+    pub fn runtime(&self) -> Runtime {
+        Runtime::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub fn images(&self) -> Images {
+        Images::new(self.channel.clone())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn cgroup(&self) -> String {
+        format!("/podwright-test-{}", self.number)
+    }
+
+    /// By its cgroup.
+    pub fn keeper_pid(&self) -> i32 {
+        let mount = unified();
+        let procs = std::fs::read_to_string(format!("{mount}{}/keeper/cgroup.procs", self.cgroup()));
+        procs.unwrap().lines().next().expect("the keeper runs").parse().unwrap()
+    }
+
+    /// SIGKILL to the daemon alone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGKILL to the keeper alone.
+    pub fn kill_keeper(&self) {
+        kill(self.keeper_pid(), 9);
+    }
+
+    /// A new daemon in the namespaces of the old one, which must be dead; `keeper` or a pod may
+    /// still be in them.
+    pub async fn start_again(&mut self, namespaces_of: i32) {
+        self.child = spawn(self.dir.path(), Some(namespaces_of));
+        self.channel = connect(&self.dir.path().join("cri.sock")).await;
+    }
+
+    /// Removes every pod, and checks that nothing is left of them anywhere.
+    pub async fn finish(self) {
+        let mut runtime = self.runtime();
+        let pods =
+            runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap().into_inner();
+        for pod in pods.items {
+            let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id };
+            runtime.remove_pod_sandbox(request).await.expect("every pod can be removed");
+        }
+        let mut left = self.leftovers();
+        for _ in 0..50 {
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            left = self.leftovers();
+        }
+        assert_eq!(left, Vec::<String>::new(), "something is left behind");
+    }
+
+    /// Cgroups, mounts, links, processes, files of pods that should be gone.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for mount in hierarchies() {
+            let root = PathBuf::from(format!("{mount}{}", self.cgroup()));
+            for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
+                if entry.file_type().unwrap().is_dir() && entry.file_name() != "keeper" {
+                    left.push(format!("cgroup {}", entry.path().display()));
+                }
+            }
+        }
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap_or_default();
+        let ours = self.dir.path().to_string_lossy().into_owned();
+        left.extend(mounts.lines().filter(|l| l.contains(&ours)).map(|l| format!("mount {l}")));
+        let links = self.in_netns("ip", &["-o", "link", "show", "type", "veth"]);
+        left.extend(links.lines().map(|l| format!("link {l}")));
+        for place in ["netns", "root/pods", "root/containers", "root/trash", "state/pods", "state/containers"]
+        {
+            let entries = std::fs::read_dir(self.dir.path().join(place)).into_iter().flatten().flatten();
+            left.extend(entries.map(|e| format!("file {}", e.path().display())));
+        }
+        left
+    }
+
+    /// The output of a command in the daemon's network namespace.
+    pub fn in_netns(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.pid())).arg("--").arg(program).args(arguments);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    /// Ends both processes and frees what they held, also after a failed test.
+    fn drop(&mut self) {
+        let mount = unified();
+        let root = format!("{mount}{}", self.cgroup());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::write(format!("{root}/cgroup.kill"), "1");
+        for _ in 0..100 {
+            let events = std::fs::read_to_string(format!("{root}/cgroup.events")).unwrap_or_default();
+            if !events.contains("populated 1") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in hierarchies() {
+            remove_cgroup(&PathBuf::from(format!("{mount}{}", self.cgroup())));
+        }
+    }
+}
+
+fn remove_cgroup(path: &Path) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(path);
+}
+
+/// `podwright serve` in namespaces of its own, or in those of a process.
+fn spawn(dir: &Path, namespaces_of: Option<i32>) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
+    let mut command = match namespaces_of {
+        None => {
+            let mut command = Command::new("unshare");
+            command.args(["--net", "--mount", "--propagation", "private", "--"]);
+            command
+        }
+        Some(pid) => {
+            let mut command = Command::new("nsenter");
+            command.args([format!("--net=/proc/{pid}/ns/net"), "--".into()]);
+            command
+        }
+    };
+    command
+        .args([env!("CARGO_BIN_EXE_podwright"), "serve", "--config"])
+        .arg(dir.join("config.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .process_group(0);
+    command.spawn().unwrap()
+}
+
+async fn connect(socket: &Path) -> Channel {
+    let path = socket.to_owned();
+    for _ in 0..400 {
+        let path = path.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        if let Ok(channel) = endpoint.connect_with_connector(connector).await {
+            return channel;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let log = std::fs::read_to_string(socket.with_file_name("daemon.log")).unwrap_or_default();
+    panic!("the daemon does not answer on {}:\n{log}", socket.display());
+}
+
+pub fn kill(pid: i32, signal: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Mount points of every cgroup hierarchy.
+pub fn hierarchies() -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.filter(|f| f[2] == "cgroup" || f[2] == "cgroup2").map(|f| f[1].to_owned()).collect()
+}
+
+/// Where cgroup2 is mounted.
+pub fn unified() -> String {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let line =
+        mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// Copies with hard links for the layers' files, so that a test's store costs no disk.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg("--reflink=auto").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "copying the seeded store");
+}
+
+/// One for all tests of the binary.
+pub fn once<T>(cell: &'static OnceLock<T>, make: impl FnOnce() -> T) -> &'static T {
+    cell.get_or_init(make)
+}
+
+// ---- requests -------------------------------------------------------------------------------
+
+/// A pod as kubelet would ask for one.
+pub fn pod(name: &str) -> cri::PodSandboxConfig {
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        hostname: name.into(),
+        linux: Some(cri::LinuxPodSandboxConfig {
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(cri::NamespaceMode::Container)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+pub fn namespaces(pid: cri::NamespaceMode) -> cri::NamespaceOption {
+    cri::NamespaceOption { pid: pid as i32, ..Default::default() }
+}
+
+/// A container that runs a shell script.
+pub fn script(name: &str, script: &str) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: crate::seed::image_id().into(), ..Default::default() }),
+        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        log_path: format!("{name}.log"),
+        linux: Some(cri::LinuxContainerConfig {
+            security_context: Some(cri::LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces(cri::NamespaceMode::Container)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+impl Daemon {
+    /// Runs a pod whose logs are in the test's directory.
+    pub async fn run_pod(&self, mut config: cri::PodSandboxConfig) -> (String, cri::PodSandboxConfig) {
+        let name = config.metadata.as_ref().unwrap().name.clone();
+        if config.log_directory.is_empty() {
+            config.log_directory = self.dir.path().join("logs").join(&name).to_string_lossy().into_owned();
+        }
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let id = self.runtime().run_pod_sandbox(request).await.expect("run pod").into_inner().pod_sandbox_id;
+        (id, config)
+    }
+
+    pub async fn create(
+        &self,
+        pod: &(String, cri::PodSandboxConfig),
+        config: cri::ContainerConfig,
+    ) -> Result<String, tonic::Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.0.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.1.clone()),
+        };
+        Ok(self.runtime().create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn start_container(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = cri::StartContainerRequest { container_id: id.into() };
+        self.runtime().start_container(request).await.map(drop)
+    }
+
+    /// Create and start.
+    pub async fn run(&self, pod: &(String, cri::PodSandboxConfig), config: cri::ContainerConfig) -> String {
+        let id = self.create(pod, config).await.expect("create container");
+        self.start_container(&id).await.expect("start container");
+        id
+    }
+
+    pub async fn status(&self, id: &str) -> cri::ContainerStatus {
+        let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: false };
+        self.runtime().container_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    /// Waits (up to 20 s) until a container has ended, and returns its status.
+    pub async fn wait(&self, id: &str) -> cri::ContainerStatus {
+        for _ in 0..2000 {
+            let status = self.status(id).await;
+            if status.state == cri::ContainerState::ContainerExited as i32 {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("container {id} does not end: {:?}", self.status(id).await);
+    }
+
+    /// Runs a script to its end: its status and its log's lines (stream, text).
+    pub async fn outcome(
+        &self,
+        pod: &(String, cri::PodSandboxConfig),
+        config: cri::ContainerConfig,
+    ) -> (cri::ContainerStatus, Vec<(String, String)>) {
+        let id = self.run(pod, config).await;
+        let status = self.wait(&id).await;
+        let lines = read_log(Path::new(&status.log_path));
+        (status, lines)
+    }
+
+    pub async fn exec(&self, id: &str, argv: &[&str]) -> Result<cri::ExecSyncResponse, tonic::Status> {
+        let request = cri::ExecSyncRequest {
+            container_id: id.into(),
+            cmd: argv.iter().map(|a| (*a).to_owned()).collect(),
+            timeout: 10,
+        };
+        Ok(self.runtime().exec_sync(request).await?.into_inner())
+    }
+}
+
+/// The lines of a CRI log with their parts put together: (stream, text).
+pub fn read_log(path: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let mut open: BTreeMap<String, String> = BTreeMap::new();
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(4, ' ');
+        let (time, stream, tag) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        assert!(time.ends_with('Z') || time.contains('+'), "a timestamp: {line}");
+        let text = parts.next().unwrap_or_default();
+        open.entry(stream.into()).or_default().push_str(text);
+        if tag == "F" {
+            lines.push((stream.to_owned(), open.remove(stream).unwrap_or_default()));
+        }
+    }
+    lines.extend(open.into_iter().map(|(stream, text)| (stream, text)));
+    lines
+}
