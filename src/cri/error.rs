@@ -7,6 +7,7 @@ use crate::error::{Error, Kind};
 fn code(kind: Kind) -> Code {
     match kind {
         Kind::NotFound => Code::NotFound,
+        Kind::AlreadyExists => Code::AlreadyExists,
         Kind::InvalidArgument => Code::InvalidArgument,
         Kind::Unimplemented => Code::Unimplemented,
         Kind::FailedPrecondition => Code::FailedPrecondition,
