@@ -151,6 +151,7 @@ impl LogHandle {
     }
 
     /// Ends the thread between two batches and gives back all that it held, for an execve in place.
+    /// A drain that was not reported is to be asked for again.
     /// Waits while a disk does not answer (as execve would).
     pub fn stop(self) -> Vec<Log> {
         self.commands.push(Command::Stop);

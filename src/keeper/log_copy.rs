@@ -174,9 +174,13 @@ impl Copier {
     ) -> Result<(), Stalled> {
         let target = target_of(file)?;
         let timestamp = now();
-        let carry = note.carry_length();
+        let mut carry = note.carry_length();
+        if note.load_carry(&mut self.text[LINE_LIMIT - carry..LINE_LIMIT]).is_err() {
+            // A damaged note, whose line is lost: better than a container that is stalled for ever.
+            note.abandon(false);
+            carry = 0;
+        }
         let start = LINE_LIMIT - carry;
-        note.load_carry(&mut self.text[start..LINE_LIMIT]).map_err(errno)?;
         let prefix = Prefix::new(note.stream, timestamp);
         let mut batch =
             Batch { timestamp, raw_length: length, first: self.text[LINE_LIMIT], flush, next_carry: 0 };
@@ -311,8 +315,4 @@ fn target_of(file: &OwnedFd) -> Result<Target, Stalled> {
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
-}
-
-fn errno(error: std::io::Error) -> Stalled {
-    Stalled(error.raw_os_error().unwrap_or(libc::EIO))
 }

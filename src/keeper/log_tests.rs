@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size};
 
 use super::log::{Event, LogHandle, LogId, LogSource};
+use super::log_format::LINE_LIMIT;
 use super::note::NotePage;
 
 /// Set in the process that copies and is killed: the directory of its container.
@@ -211,7 +212,12 @@ fn a_killed_copier_loses_and_doubles_nothing() {
     stop.store(true, Relaxed);
     let counts: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
     drain(&log, 1);
-    let text = text_of(&place.read());
+    let log = place.read();
+    // Nothing but its length splits a line.
+    assert!(log.split_inclusive(|b| *b == b'\n').map(fields).all(|[_, _, tag, text]| {
+        text.len() <= LINE_LIMIT + 1 && (tag == b"F" || text.len() == LINE_LIMIT + 1)
+    }));
+    let text = text_of(&log);
     assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
     assert_lines(&text[0], counts[0]);
     assert_lines(&text[1], counts[1]);
@@ -377,8 +383,8 @@ fn a_terminal_logs_its_lines_as_they_are() {
     rustix::pty::grantpt(&master).unwrap();
     rustix::pty::unlockpt(&master).unwrap();
     let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
-    let mut slave: File =
-        rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap().into();
+    let open = || File::from(rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap());
+    let mut slave = open();
     let (pipe_r, pipe_w) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     let log = LogHandle::start().unwrap();
     log.add(1, place.note(), LogSource::Terminal { master, pipe_r, pipe_w }, Some(place.log()));
@@ -389,6 +395,15 @@ fn a_terminal_logs_its_lines_as_they_are() {
     }
     slave.write_all(b"$ ").unwrap();
     expected.extend(b"$ ");
+    drop(slave);
+    drain(&log, 1);
+    // Nobody had it open for a while.
+    slave = open();
+    slave.write_all(b"again\n").unwrap();
+    expected.extend(b"again\r\n");
+    while !place.read().ends_with(b"again\r\n") {
+        thread::sleep(Duration::from_millis(1));
+    }
     drop(slave);
     drain(&log, 1);
     let [stdout, stderr] = text_of(&place.read());
@@ -406,6 +421,7 @@ fn behaviour_39_without_a_file_output_is_dropped() {
     output.write_all(&vec![b'x'; 1 << 20]).unwrap();
     drain(&log, 1);
     log.reopen(1, place.log());
+    wait_for(&log, |event| *event == Event::Reopened(1));
     output.write_all(b"kept\n").unwrap();
     drain(&log, 1);
     assert_eq!(text_of(&place.read())[1], b"kept\n");
@@ -439,4 +455,38 @@ fn what_was_lost_with_its_pipe_leaves_whole_lines() {
     drain(&log, 1);
     let text = String::from_utf8(text_of(&disk.read("log"))[0].clone()).unwrap();
     assert!(text.ends_with("next life\n"), "{:?}", &text[text.len() - 300..]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..Default::default()
+    })]
+
+    /// A torn or foreign note costs what it was about, never the lines that follow.
+    #[test]
+    fn a_damaged_note_stops_nothing(
+        words in proptest::collection::vec(proptest::prelude::any::<u32>(), 256),
+        small in proptest::prelude::any::<bool>(),
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new(directory.path());
+        let mut outputs = [place.output(0), place.output(1)];
+        let note = place.note();
+        for (i, word) in words.iter().enumerate() {
+            // Small words pass the first checks.
+            let word = if small { word & 0x7_00ff } else { *word };
+            note.pages().write(super::note::STREAM_AREA[0] + 4 * i, &word.to_ne_bytes());
+        }
+        let log = LogHandle::start().unwrap();
+        outputs.iter_mut().for_each(|output| output.write_all(b"old\nhalf").unwrap());
+        log.add(1, note, place.source(), Some(place.log()));
+        drain(&log, 1);
+        outputs.iter_mut().for_each(|output| output.write_all(b"\nnew\n").unwrap());
+        drain(&log, 1);
+        let log = place.read();
+        let new = log.windows(6).filter(|part| part == b"F new\n").count();
+        proptest::prop_assert_eq!(new, 2);
+    }
 }

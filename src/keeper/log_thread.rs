@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
@@ -18,6 +18,13 @@ use super::note::{NotePage, Stream};
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(1);
+
+/// A program that writes line by line would have a batch for each few lines: in a round that comes
+/// less than [`BUSY`] after the last and moves less than [`SMALL`] bytes, the pipes are given
+/// [`GATHER`] to fill.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000 };
+const BUSY: Duration = Duration::from_millis(1);
+const SMALL: usize = 16 * 1024;
 
 /// The key of the command queue in epoll; those of streams are twice the container's and the stream.
 const COMMANDS: u64 = u64::MAX;
@@ -61,6 +68,8 @@ pub(super) struct LogThread {
     /// Streams to have a turn whether epoll names them or not.
     due: Vec<(LogId, Stream)>,
     stalled: Vec<LogId>,
+    /// Bytes copied in this round.
+    moved: usize,
 }
 
 impl LogThread {
@@ -69,18 +78,21 @@ impl LogThread {
         let key = epoll::EventData::new_u64(COMMANDS);
         epoll::add(&epoll, commands.ready(), key, epoll::EventFlags::IN)?;
         let (containers, due, stalled) = (Logs::new(), Vec::new(), Vec::new());
-        Ok(Self { commands, events, epoll, copier: Copier::new()?, containers, due, stalled })
+        let copier = Copier::new()?;
+        Ok(Self { commands, events, epoll, copier, containers, due, stalled, moved: 0 })
     }
 
     /// Copies until told to stop; returns what it held.
     pub(super) fn run(mut self) -> Vec<Log> {
         let mut ready = [MaybeUninit::<epoll::Event>::uninit(); 64];
+        let mut ended = Instant::now();
         loop {
             let timeout = self.timeout();
             let ready = match epoll::wait(&self.epoll, &mut ready, timeout.as_ref()) {
                 Ok((ready, _)) => &*ready,
                 Err(_) => &[],
             };
+            let busy = ended.elapsed() < BUSY;
             let mut commanded = false;
             for event in ready {
                 match event.data.u64() {
@@ -95,7 +107,16 @@ impl LogThread {
             if commanded && self.obey() {
                 return self.give_back();
             }
+            if busy && (1..SMALL).contains(&std::mem::take(&mut self.moved)) {
+                self.gather();
+            }
+            ended = Instant::now();
         }
+    }
+
+    fn gather(&self) {
+        let mut commands = [PollFd::from_borrowed_fd(self.commands.ready(), PollFlags::IN)];
+        let _ = poll(&mut commands, Some(&GATHER));
     }
 
     /// Until the next thing to do that epoll does not know of; None: there is none.
@@ -244,9 +265,10 @@ impl LogThread {
         }
         match container.turn(&mut self.copier, stream) {
             Ok(Turn::Moved(n)) => {
+                self.moved += n;
                 let Some(input) = container.input(stream) else { return };
                 input.to_drain = input.to_drain.saturating_sub(n as u64);
-                // Epoll watches a terminal, not the pipe behind it.
+                // Epoll tells of a terminal once, and not of the pipe behind it.
                 if input.to_drain > 0 || input.terminal.is_some() {
                     self.due.push((id, stream));
                 }
@@ -258,9 +280,12 @@ impl LogThread {
             }
             Ok(Turn::Closed) => {
                 if let Some(input) = container.input(stream) {
-                    input.unwatch(&self.epoll);
-                    input.closed = true;
                     input.to_drain = 0;
+                    // A terminal can be opened again, by an init that closes its console in between.
+                    if input.terminal.is_none() {
+                        input.unwatch(&self.epoll);
+                        input.closed = true;
+                    }
                 }
             }
             Err(stalled) => return self.stall(id, stalled),
@@ -275,7 +300,11 @@ impl LogThread {
                 continue;
             };
             let key = epoll::EventData::new_u64(2 * id + stream as u64);
-            input.watched = epoll::add(&self.epoll, input.watch_fd(), key, epoll::EventFlags::IN).is_ok();
+            // A terminal hangs up for as long as nobody has it open: told once, not for ever.
+            let edge =
+                if input.terminal.is_some() { epoll::EventFlags::ET } else { epoll::EventFlags::empty() };
+            let flags = epoll::EventFlags::IN | edge;
+            input.watched = epoll::add(&self.epoll, input.watch_fd(), key, flags).is_ok();
         }
     }
 
@@ -308,7 +337,7 @@ impl Input {
         }
     }
 
-    /// Moves what a terminal has into its pipe. True: it is closed.
+    /// Moves what a terminal has into its pipe. True: nobody has it open.
     fn fill(&self) -> bool {
         let Some((master, pipe)) = &self.terminal else { return false };
         match rustix::pipe::splice(master, None, pipe, None, TERMINAL as usize, SpliceFlags::NONBLOCK) {
