@@ -15,6 +15,8 @@ use crate::network::netlink::{self, Socket};
 const USUAL_MTU: u32 = 1500;
 /// The most that a veth takes; loopback, which a default route can go by, has one more.
 const MOST_MTU: u32 = 65535;
+/// IPV6_MIN_MTU: a link with less has no IPv6.
+const LEAST_IPV6_MTU: u32 = 1280;
 /// Of the calling thread's network namespace.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -23,7 +25,8 @@ pub struct Bridge {
     /// The last one is used for new pods; those before it still have pods.
     subnets: Vec<Subnet>,
     wanted_mtu: Option<u32>,
-    pub ipv6: bool,
+    /// Whether the kernel has IPv6 at all.
+    ipv6: bool,
     socket: Option<Socket>,
     /// {index, MTU} once it is set up.
     up: Option<(u32, u32)>,
@@ -61,6 +64,11 @@ impl Bridge {
             self.subnets.push(subnet);
             self.up = None;
         }
+    }
+
+    /// Whether a link of this MTU has IPv6, and so a link-local address to be turned off.
+    pub fn has_ipv6(&self, mtu: u32) -> bool {
+        self.ipv6 && mtu >= LEAST_IPV6_MTU
     }
 
     /// The one long-lived rtnetlink socket, of the namespace of the thread that asks first.
@@ -104,7 +112,7 @@ impl Bridge {
     }
 
     fn set_up(&mut self, exists: bool) -> Result<(u32, u32)> {
-        let (name, subnets, ipv6) = (self.name.clone(), self.subnets.clone(), self.ipv6);
+        let (name, subnets) = (self.name.clone(), self.subnets.clone());
         let wanted = self.wanted_mtu;
         let first = mac(self.subnet().gateway());
         let socket = self.socket()?;
@@ -124,6 +132,8 @@ impl Bridge {
             return Err(Error::precondition(format!("{name} exists and is not a bridge")));
         }
         refuse_overlap(socket, link.index, &subnets)?;
+        let ipv6 = self.has_ipv6(link.mtu);
+        let socket = self.socket()?;
         let mut batch = Batch::new();
         if ipv6 {
             batch.without_link_local(Link::Index(link.index));

@@ -130,7 +130,7 @@ impl Builtin {
         let ipv6 = {
             let mut bridge = lock(&self.bridge);
             let (index, mtu) = bridge.ensure()?;
-            let ipv6 = bridge.ipv6;
+            let ipv6 = bridge.has_ipv6(mtu);
             let mut batch = Batch::new();
             batch.add_veth(&Veth {
                 name: &name,

@@ -189,6 +189,17 @@ fn a_deleted_bridge_is_made_again() {
 }
 
 #[test]
+fn a_link_too_narrow_for_ipv6_is_fine() {
+    in_a_namespace(|| {
+        let host = Host::new(|c| c.mtu = Some(1000));
+        let pod = host.pod("a");
+        host.attach(&pod);
+        let here = TcpListener::bind("10.77.0.1:0").unwrap();
+        connect(&pod, &here, "10.77.0.1".parse().unwrap());
+    });
+}
+
+#[test]
 fn networks_live_side_by_side() {
     in_a_namespace(|| {
         let one = Host::new(|_| {});
