@@ -1,10 +1,28 @@
 //! Images: references, registries, layers, the store.
 
+mod digest;
+mod layer;
+mod manifest;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
 
-use crate::Result;
+use self::digest::Digest;
+use self::pull::Puller;
+use self::reference::{Query, Reference};
+use self::registry::Registries;
+use self::store::Store;
+use crate::{Error, Result};
 
 /// Credentials of one pull (the CRI's AuthConfig). Debug must not show them.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -63,44 +81,109 @@ pub struct Config {
 
 /// The image service. Cheap to clone.
 #[derive(Clone)]
-pub struct Images {}
+pub struct Images {
+    store: Arc<Store>,
+    puller: Arc<Puller>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl Images {
-    pub async fn open(_config: Config) -> Result<Self> {
-        todo!()
+    /// Opens the store and frees, in the background, what an interrupted pull or removal left.
+    /// FAILED_PRECONDITION where the store is damaged or in use by another daemon.
+    pub async fn open(config: Config) -> Result<Self> {
+        let root = config.root.clone();
+        let (store, leftovers) = blocking(move || {
+            let store = Store::open(&root)?;
+            let leftovers = store.leftovers()?;
+            Ok((Arc::new(store), leftovers))
+        })
+        .await?;
+        let registries = Registries::new(&config.insecure_registries);
+        let puller = Puller::new(Arc::clone(&store), registries);
+        let background = Arc::clone(&store);
+        tokio::task::spawn_blocking(move || background.delete_leftovers(leftovers));
+        Ok(Self { store, puller, runtime: tokio::runtime::Handle::current() })
     }
 
     /// All images, or the one that `reference` (name, digest, or ID) means.
-    pub fn list(&self, _reference: Option<&str>) -> Result<Vec<Image>> {
-        todo!()
+    pub fn list(&self, reference: Option<&str>) -> Result<Vec<Image>> {
+        let catalog = self.store.catalog();
+        match reference {
+            None => Ok(catalog.images()),
+            Some(text) => {
+                let id = catalog.find(&Query::parse(text))?;
+                Ok(id.and_then(|id| catalog.image(id)).into_iter().collect())
+            }
+        }
     }
 
     /// None: no such image (BEHAVIOUR 2).
-    pub fn status(&self, _reference: &str) -> Result<Option<Resolved>> {
-        todo!()
+    pub fn status(&self, reference: &str) -> Result<Option<Resolved>> {
+        let id = self.store.catalog().find(&Query::parse(reference))?;
+        id.map_or(Ok(None), |id| self.resolved(id))
     }
 
-    /// Returns the image's ID (BEHAVIOUR 5).
-    pub async fn pull(&self, _reference: &str, _auth: Auth) -> Result<String> {
-        todo!()
+    /// Returns the image's ID (BEHAVIOUR 5). The pull goes on when the caller goes away.
+    pub async fn pull(&self, reference: &str, auth: Auth) -> Result<String> {
+        let reference = Reference::parse(reference.as_bytes())?;
+        self.puller.pull(reference, auth).await
     }
 
     /// Drops all names of the image; layers go when no image and no container uses them.
-    pub async fn remove(&self, _reference: &str) -> Result<()> {
-        todo!()
+    pub async fn remove(&self, reference: &str) -> Result<()> {
+        let Some(id) = self.store.catalog().find(&Query::parse(reference))? else { return Ok(()) };
+        let store = Arc::clone(&self.store);
+        blocking(move || store.unname(id)).await?;
+        self.sweep();
+        Ok(())
     }
 
     /// What the store uses, from counters: cheap.
     pub fn usage(&self) -> Usage {
-        todo!()
+        self.store.catalog().usage()
     }
 
-    /// The image's layers stay while `holder` (a container ID) holds it. NOT_FOUND without it.
-    pub fn hold(&self, _image_id: &str, _holder: &str) -> Result<Resolved> {
-        todo!()
+    /// The image's layers stay while `holder` (a container ID) holds it, also over a restart of
+    /// the daemon. An image that was removed can be held as long as others hold it. NOT_FOUND
+    /// without it.
+    pub fn hold(&self, image_id: &str, holder: &str) -> Result<Resolved> {
+        let not_found = || Error::not_found(format!("image {image_id} is not here"));
+        let id = Digest::parse(image_id)?;
+        self.store.hold(id, holder)?;
+        self.resolved(id)?.ok_or_else(not_found)
     }
 
-    pub fn release(&self, _holder: &str) {
-        todo!()
+    pub fn release(&self, holder: &str) {
+        if self.store.release(holder) {
+            self.sweep();
+        }
     }
+
+    /// Releases every holder that is not among `living`: containers that went while no daemon ran.
+    pub fn retain_holders(&self, living: &HashSet<String>) {
+        let holders = self.store.catalog().holders();
+        holders.iter().filter(|holder| !living.contains(*holder)).for_each(|holder| self.release(holder));
+    }
+
+    fn resolved(&self, id: Digest) -> Result<Option<Resolved>> {
+        let (image, stack) = {
+            let catalog = self.store.catalog();
+            let Some(image) = catalog.image(id) else { return Ok(None) };
+            (image, catalog.stack(id).unwrap_or_default())
+        };
+        let config =
+            pull::parse_config(&self.store.config(id)?).map_err(|e| e.during(format!("image {id}")))?;
+        Ok(Some(Resolved { image, config, layers: self.store.lower_directories(&stack) }))
+    }
+
+    /// Frees what nothing uses any more, in the background.
+    fn sweep(&self) {
+        let store = Arc::clone(&self.store);
+        self.runtime.spawn_blocking(move || store.sweep_logged());
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result.unwrap_or_else(|e| Err(Error::internal(format!("a task of the image store ended: {e}"))))
 }

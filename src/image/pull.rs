@@ -1,0 +1,323 @@
+//! PullImage: manifest → config → layers → commit.
+//!
+//! A pull runs in a task of its own: who asks for it waits, and may go away. Whoever asks for the
+//! same reference with the same credential meanwhile joins. Layers are shared among all pulls by
+//! diff ID.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use oci_spec::image::ImageConfiguration;
+use tokio::sync::Semaphore;
+
+use super::Auth;
+use super::digest::Digest;
+use super::layer;
+use super::manifest::{self, Descriptor, Manifest, Platform};
+use super::reference::{Reference, Version};
+use super::registry::{Credential, Registries, Session};
+use super::store::{NewImage, Store};
+use crate::{Error, Result};
+
+const MAX_CONFIG: usize = 8 << 20;
+/// Indexes inside indexes, and manifests fetched until one fits.
+const MAX_NESTING: usize = 4;
+const MAX_MANIFESTS: usize = 16;
+/// Layers on their way at once, over all pulls: each has two threads, a connection and some 2 MiB.
+const MAX_LAYERS: usize = 12;
+/// The layers of a failed pull stay this long for the next attempt.
+const GRACE: Duration = Duration::from_secs(600);
+
+type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+pub struct Puller {
+    store: Arc<Store>,
+    registries: Registries,
+    host: Platform,
+    pulls: Mutex<HashMap<(Reference, Digest), Flight<String>>>,
+    layers: Mutex<HashMap<Digest, Flight<()>>>,
+    slots: Semaphore,
+}
+
+/// The image that a reference means on this host.
+struct Found {
+    /// Of what the registry has under the reference: perhaps an index.
+    digest: Digest,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+impl Puller {
+    pub fn new(store: Arc<Store>, registries: Registries) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            registries,
+            host: Platform::host(),
+            pulls: Mutex::default(),
+            layers: Mutex::default(),
+            slots: Semaphore::new(MAX_LAYERS),
+        })
+    }
+
+    /// Pulls, or joins the pull that is running. Returns the image's ID.
+    pub async fn pull(self: &Arc<Self>, reference: Reference, auth: Auth) -> Result<String> {
+        let credential = Credential::of(&auth, &reference.host)?.fingerprint();
+        let key = (reference.clone(), credential);
+        let flight = {
+            let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+            match pulls.get(&key) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let (this, done) = (Arc::clone(self), key.clone());
+                    let flight = spawn(async move {
+                        let result = this.run(&reference, &auth).await;
+                        this.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&done);
+                        result
+                    });
+                    pulls.insert(key, flight.clone());
+                    flight
+                }
+            }
+        };
+        flight.await
+    }
+
+    async fn run(self: &Arc<Self>, reference: &Reference, auth: &Auth) -> Result<String> {
+        let started = Instant::now();
+        let session = Arc::new(self.registries.session(reference, auth)?);
+        let pins = Arc::new(Mutex::new(Vec::new()));
+        let result = self.fetch(reference, &session, &pins).await;
+        let failed = {
+            let mut catalog = self.store.catalog_mut();
+            let pins = std::mem::take(&mut *pins.lock().unwrap_or_else(PoisonError::into_inner));
+            pins.into_iter().for_each(|diff_id| catalog.unpin(diff_id));
+            result.is_err()
+        };
+        if failed {
+            let store = Arc::clone(&self.store);
+            tokio::spawn(async move {
+                tokio::time::sleep(GRACE).await;
+                let _ = tokio::task::spawn_blocking(move || store.sweep_logged()).await;
+            });
+        }
+        let id = result.map_err(|e| e.during(format!("pulling image {reference}")))?;
+        let seconds = started.elapsed().as_secs_f32();
+        tracing::info!(image = %reference, id = %id, seconds, "image pulled");
+        Ok(id.to_string())
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        reference: &Reference,
+        session: &Arc<Session>,
+        pins: &Mutex<Vec<Digest>>,
+    ) -> Result<Digest> {
+        let found = self.resolve(reference, session).await?;
+        let id = found.config.digest;
+        let bytes = session.small_blob(id, found.config.size, MAX_CONFIG).await?;
+        let what = format!("config {id}");
+        let config = parse_config(&bytes).map_err(|e| session.failed(&what, e))?;
+        let diff_ids =
+            config.rootfs().diff_ids().iter().map(|d| Digest::parse(d)).collect::<Result<Vec<_>>>()?;
+        if diff_ids.len() != found.layers.len() {
+            let (layers, diff_ids) = (found.layers.len(), diff_ids.len());
+            let error = format!("it names {diff_ids} diff IDs, but the manifest {layers} layers");
+            return Err(session.failed(&what, Error::invalid(error)));
+        }
+        {
+            let mut catalog = self.store.catalog_mut();
+            let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+            for diff_id in &diff_ids {
+                catalog.pin(*diff_id);
+                pins.push(*diff_id);
+            }
+        }
+        let pairs = diff_ids.iter().zip(found.layers);
+        let fetches = pairs.map(|(diff_id, layer)| self.layer(Arc::clone(session), layer, *diff_id));
+        futures_util::future::try_join_all(fetches).await?;
+        let user = config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
+        let tag = match &reference.version {
+            Version::Tag(_) => Some(reference.to_string()),
+            Version::Digest(_) => None,
+        };
+        let digest = format!("{}@{}", reference.name(), found.digest);
+        let new = NewImage { id, tag, digest, layers: once_each(diff_ids), user };
+        if !self.store.catalog().is_named(&new) {
+            let store = Arc::clone(&self.store);
+            let commit = tokio::task::spawn_blocking(move || store.commit(new, bytes)).await;
+            commit.unwrap_or_else(|e| Err(Error::internal(format!("the commit ended: {e}"))))?;
+        }
+        Ok(id)
+    }
+
+    /// Follows the reference to an image for this host's platform; every document is verified.
+    async fn resolve(&self, reference: &Reference, session: &Session) -> Result<Found> {
+        let version = match &reference.version {
+            Version::Tag(tag) => tag.clone(),
+            Version::Digest(digest) => digest.to_string(),
+        };
+        let (bytes, content_type) =
+            session.manifest(&version, manifest::ACCEPT, manifest::MAX_MANIFEST).await?;
+        let top = Digest::of(&bytes);
+        if let Version::Digest(wanted) = &reference.version {
+            check_digest(*wanted, top).map_err(|e| session.failed(&format!("manifest {version}"), e))?;
+        }
+        let parse = |bytes: &[u8], kind: &str, version: &str| {
+            Manifest::parse(bytes, kind).map_err(|e| session.failed(&format!("manifest {version}"), e))
+        };
+        // Depth first, the best entry first.
+        let mut open = vec![(0, parse(&bytes, &content_type, &version)?)];
+        let mut waiting: Vec<(usize, Descriptor)> = Vec::new();
+        let mut fetched = 1;
+        loop {
+            match open.pop() {
+                Some((_, Manifest::Image { config, layers })) => {
+                    return Ok(Found { digest: top, config, layers });
+                }
+                Some((depth, Manifest::Index(entries))) => {
+                    let entries = manifest::choose(&entries, &self.host).into_iter();
+                    waiting.extend(
+                        entries.rev().filter(|_| depth < MAX_NESTING).map(|entry| (depth + 1, entry)),
+                    );
+                }
+                None => {
+                    let next = waiting.pop().filter(|_| fetched < MAX_MANIFESTS);
+                    let Some((depth, entry)) = next else { return Err(self.no_platform(session, &version)) };
+                    fetched += 1;
+                    let version = entry.digest.to_string();
+                    let limit = manifest::MAX_MANIFEST;
+                    let (bytes, kind) = session.manifest(&version, manifest::ACCEPT, limit).await?;
+                    let verified = check_digest(entry.digest, Digest::of(&bytes));
+                    verified.map_err(|e| session.failed(&format!("manifest {version}"), e))?;
+                    open.push((depth, parse(&bytes, &kind, &version)?));
+                }
+            }
+        }
+    }
+
+    fn no_platform(&self, session: &Session, version: &str) -> Error {
+        let Platform { os, architecture, .. } = &self.host;
+        let error = Error::not_found(format!("it has no image for {os}/{architecture}"));
+        session.failed(&format!("index {version}"), error)
+    }
+
+    /// Sees to it that the layer, which is pinned, is staged or here.
+    async fn layer(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        layer: Descriptor,
+        diff_id: Digest,
+    ) -> Result<()> {
+        loop {
+            let (flight, mine) = {
+                let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+                // Inside the lock: a flight leaves the map after its layer is in the catalog.
+                if self.store.catalog().has_layer(diff_id) {
+                    return Ok(());
+                }
+                match layers.get(&diff_id) {
+                    Some(flight) => (flight.clone(), false),
+                    None => {
+                        let flight = self.start_layer(Arc::clone(&session), layer.clone(), diff_id);
+                        layers.insert(diff_id, flight.clone());
+                        (flight, true)
+                    }
+                }
+            };
+            match flight.await {
+                Err(error) if mine => return Err(error),
+                // Another pull's credential or registry failed it; ours may do better.
+                Err(_) | Ok(()) => {}
+            }
+        }
+    }
+
+    fn start_layer(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        layer: Descriptor,
+        diff_id: Digest,
+    ) -> Flight<()> {
+        let this = Arc::clone(self);
+        spawn(async move {
+            let slot = this.slots.acquire().await;
+            let result = match slot {
+                Ok(_slot) => layer::fetch(&session, &layer, diff_id, Arc::clone(&this.store)).await,
+                Err(_) => Err(Error::internal("the image service is closing")),
+            };
+            this.layers.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
+            result
+        })
+    }
+}
+
+/// A task that goes on without anybody waiting for it.
+fn spawn<T: Clone + Send + Sync + 'static>(
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Flight<T> {
+    let task = tokio::spawn(future);
+    async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("the pull ended: {e}")))) }
+        .boxed()
+        .shared()
+}
+
+fn check_digest(wanted: Digest, got: Digest) -> Result<()> {
+    if wanted == got {
+        return Ok(());
+    }
+    Err(Error::internal(format!("its digest is {got}: not what was asked for")))
+}
+
+/// Overlay refuses a directory twice; only the topmost can be seen anyway, since whatever the
+/// lower one has the upper one has too.
+fn once_each(diff_ids: Vec<Digest>) -> Vec<Digest> {
+    let last = |at: usize| !diff_ids[at + 1..].contains(&diff_ids[at]);
+    (0..diff_ids.len()).filter(|at| last(*at)).map(|at| diff_ids[at]).collect()
+}
+
+/// An image's config. Builders write null where they have nothing, and some leave out the os.
+pub fn parse_config(bytes: &[u8]) -> Result<ImageConfiguration> {
+    let wrong = |e: serde_json::Error| Error::invalid(format!("it is not an image's config: {e}"));
+    let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(wrong)?;
+    drop_nulls(&mut value);
+    if let Some(object) = value.as_object_mut() {
+        object.entry("os").or_insert_with(|| "linux".into());
+        object.entry("architecture").or_insert_with(|| "".into());
+    }
+    serde_json::from_value(value).map_err(wrong)
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(array) => array.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_repeats_is_stacked_once() {
+        let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
+        assert_eq!(once_each(vec![a, b, a, a]), [b, a]);
+        assert!(once_each(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn configs_with_nulls_are_read() {
+        let config = br#"{"config":{"Env":null,"Cmd":["sh"],"User":"1:2","Labels":null,"ExposedPorts":null},
+            "architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]},"history":null,"container_config":{}}"#;
+        let config = parse_config(config).unwrap();
+        assert_eq!(config.config().as_ref().unwrap().user().as_deref(), Some("1:2"));
+        assert!(parse_config(b"{}").is_err());
+    }
+}

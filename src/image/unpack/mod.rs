@@ -1,0 +1,192 @@
+//! Applies a layer: reads an uncompressed tar stream and makes its entries under a directory.
+//!
+//! One directory per layer; overlay stacks them. A removed name becomes a character device 0:0 and
+//! a directory that hides what lies below it gets `trusted.overlay.opaque=y` (overlayfs.rst,
+//! "whiteouts and opaque directories").
+
+mod archive;
+mod header;
+mod pax;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::io::{self, BufRead};
+use std::path::Path;
+
+use archive::{Archive, Entry, Kind};
+use rustix::fs::FileType;
+use tree::Tree;
+
+use super::Usage;
+use crate::{Error, Result};
+
+const WHITEOUT: &[u8] = b".wh.";
+/// AUFS's own: only the opaque marker among them means something to others.
+const AUFS: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What one layer may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of all files' data together, and of one file with its holes.
+    pub bytes: u64,
+    pub entries: u64,
+    /// Components of a path.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 256 << 30, entries: 4_000_000, depth: 256 }
+    }
+}
+
+/// Unpacks `input` into the empty directory `root` and reads it to its end. Returns what it made.
+pub fn apply(input: impl BufRead, root: &Path, limits: Limits) -> Result<Usage> {
+    let fd = tree::open_root(root).map_err(|e| Error::io(format!("opening {}", root.display()), e))?;
+    let mut layer = Layer { archive: Archive::new(input), tree: Tree::new(fd), limits, entries: 0, bytes: 0 };
+    while let Some(entry) =
+        layer.archive.next_entry().map_err(|e| failed("reading the layer's archive".into(), e))?
+    {
+        let made = layer.make(&entry);
+        made.map_err(|e| failed(format!("unpacking {:?}", String::from_utf8_lossy(&entry.path)), e))?;
+    }
+    layer.archive.drain().map_err(|e| failed("reading the layer's end".into(), e))?;
+    let usage = layer.tree.finish();
+    usage.map_err(|e| failed("setting the times of directories".into(), e))
+}
+
+/// An error of our own that came up through a reader keeps its kind and words.
+fn failed(step: String, error: io::Error) -> Error {
+    if let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return cause.clone();
+    }
+    let malformed = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+        && error.raw_os_error().is_none();
+    let error = Error::io(step, error);
+    if malformed { Error::invalid(error.message) } else { error }
+}
+
+struct Layer<R> {
+    archive: Archive<R>,
+    tree: Tree,
+    limits: Limits,
+    entries: u64,
+    bytes: u64,
+}
+
+impl<R: BufRead> Layer<R> {
+    fn make(&mut self, entry: &Entry) -> io::Result<()> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(refused(format!("the layer has more than {} entries", self.limits.entries)));
+        }
+        let path = clean(&entry.path, self.limits.depth)?;
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        let parent = &path[..path.len().saturating_sub(name.len() + 1)];
+        if path.split(|b| *b == b'/').any(|component| component.starts_with(AUFS)) {
+            return if name == OPAQUE { self.tree.opaque(parent) } else { Ok(()) };
+        }
+        if parent.split(|b| *b == b'/').any(|component| component.starts_with(WHITEOUT)) {
+            return Err(refused("a directory of its path is a whiteout"));
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            let target = [parent, if parent.is_empty() { b"" } else { b"/" }, hidden].concat();
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(refused("a whiteout of no file's name"));
+            }
+            let place = self.tree.place(&target)?;
+            return self.tree.whiteout(&place);
+        }
+        if path.is_empty() {
+            return match entry.kind {
+                Kind::Directory => self.tree.set_root(entry),
+                _ => Err(refused("the layer's root is not a directory")),
+            };
+        }
+        self.make_at(&path, entry)
+    }
+
+    fn make_at(&mut self, path: &[u8], entry: &Entry) -> io::Result<()> {
+        let place = self.tree.place(path)?;
+        match entry.kind {
+            Kind::Directory => self.tree.make_directory(&place, entry),
+            Kind::File => {
+                let file = self.tree.file(&place)?;
+                let data = self.write(&file, entry)?;
+                self.tree.finish_file(&file, entry, data)
+            }
+            Kind::Symlink => self.tree.symlink(&place, entry),
+            Kind::HardLink => {
+                let target = clean(&entry.link, self.limits.depth)?;
+                let missing = || {
+                    let target = String::from_utf8_lossy(&target);
+                    refused(format!("it is a hard link to {target:?}, which is not in this layer"))
+                };
+                if target.is_empty() {
+                    return Err(refused("it is a hard link to the layer's root"));
+                }
+                let result = self.tree.existing(&target).and_then(|t| self.tree.hard_link(&t, &place));
+                result.map_err(|e| if e.kind() == io::ErrorKind::NotFound { missing() } else { e })
+            }
+            Kind::CharDevice => self.tree.node(&place, entry, FileType::CharacterDevice),
+            Kind::BlockDevice => self.tree.node(&place, entry, FileType::BlockDevice),
+            Kind::Fifo => self.tree.node(&place, entry, FileType::Fifo),
+        }
+    }
+
+    /// Returns the bytes written, holes not counted.
+    fn write(&mut self, file: &std::fs::File, entry: &Entry) -> io::Result<u64> {
+        let whole = [(0, entry.size)];
+        let segments = entry.sparse.as_deref().unwrap_or(&whole);
+        let mut data = 0_u64;
+        for &(offset, len) in segments {
+            data += len;
+            if entry.size > self.limits.bytes || self.bytes + data > self.limits.bytes {
+                return Err(refused(format!("the layer is larger than {} bytes", self.limits.bytes)));
+            }
+            let mut written = 0;
+            while written < len {
+                let bytes = self.archive.fill_body()?;
+                let part = bytes.len().min(usize::try_from(len - written).unwrap_or(usize::MAX));
+                tree::write_at(file, &bytes[..part], offset + written)?;
+                self.archive.consume(part);
+                written += part as u64;
+            }
+        }
+        self.bytes += data;
+        Ok(data)
+    }
+}
+
+fn refused(cause: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, cause.into())
+}
+
+/// The components joined by single slashes, without `.`; an absolute path is one from the layer's
+/// root. `..` is refused: no tool that makes layers writes it.
+fn clean(path: &[u8], depth: usize) -> io::Result<Vec<u8>> {
+    if path.contains(&0) {
+        return Err(refused("the path has a NUL in it"));
+    }
+    if path.len() >= 4096 {
+        return Err(refused("the path is longer than 4095 bytes"));
+    }
+    let mut clean = Vec::with_capacity(path.len());
+    let mut components = 0;
+    for component in path.split(|b| *b == b'/').filter(|c| !matches!(*c, b"" | b".")) {
+        if component == b".." {
+            return Err(refused("the path has a \"..\" in it"));
+        }
+        components += 1;
+        if components > depth {
+            return Err(refused(format!("the path is deeper than {depth} directories")));
+        }
+        if !clean.is_empty() {
+            clean.push(b'/');
+        }
+        clean.extend_from_slice(component);
+    }
+    Ok(clean)
+}

@@ -1,0 +1,372 @@
+//! The file tree that a layer is unpacked into, changed only through directory fds.
+//!
+//! Every path of an archive is resolved by openat2 with the tree's root as `/`, so that neither
+//! `..` nor a symbolic link of the archive's own making leads outside; what a path's last
+//! component names is made or removed relative to its parent's fd and never followed.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::archive::Entry;
+use crate::image::Usage;
+
+/// Parent directories kept open: archives are written directory by directory.
+const CACHED_PARENTS: usize = 16;
+/// What a file or directory is counted with, in bytes: the usual block of a filesystem.
+const BLOCK: u64 = 4096;
+const OPAQUE: &str = "trusted.overlay.opaque";
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+pub struct Tree {
+    root: Rc<OwnedFd>,
+    parents: VecDeque<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Set at the end, since making entries in a directory changes its own.
+    directory_times: HashMap<Vec<u8>, (i64, u32)>,
+    pub usage: Usage,
+}
+
+/// Where an entry is: its parent's fd and path, and its name there.
+pub struct Place<'a> {
+    parent: Rc<OwnedFd>,
+    path: &'a [u8],
+    name: &'a [u8],
+}
+
+impl Tree {
+    pub fn new(root: OwnedFd) -> Self {
+        let usage = Usage { bytes: BLOCK, inodes: 1 };
+        Self { root: Rc::new(root), parents: VecDeque::new(), directory_times: HashMap::new(), usage }
+    }
+
+    /// The place of `path` (clean: no empty, `.` or `..` component; not empty), its parents made
+    /// where the archive has no entry for them.
+    pub fn place<'a>(&mut self, path: &'a [u8]) -> io::Result<Place<'a>> {
+        let (parent, name) = split(path);
+        Ok(Place { parent: self.directory(parent, true)?, path, name })
+    }
+
+    /// The same without making anything.
+    pub fn existing<'a>(&mut self, path: &'a [u8]) -> io::Result<Place<'a>> {
+        let (parent, name) = split(path);
+        Ok(Place { parent: self.directory(parent, false)?, path, name })
+    }
+
+    /// Makes an empty file; fill it by [`write_at`], then call [`Tree::finish_file`].
+    pub fn file(&mut self, place: &Place<'_>) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let fd = self.make(place, |p| rustix::fs::openat(&p.parent, p.name, flags, mode))?;
+        self.usage.inodes += 1;
+        Ok(File::from(fd))
+    }
+
+    /// `data` bytes were written; the rest of `entry.size` is holes.
+    pub fn finish_file(&mut self, file: &File, entry: &Entry, data: u64) -> io::Result<()> {
+        if entry.sparse.is_some() {
+            file.set_len(entry.size)?;
+        }
+        self.usage.bytes += data.next_multiple_of(BLOCK);
+        set_metadata(file.as_fd(), entry)?;
+        let times = timestamps(entry.mtime);
+        Ok(rustix::fs::futimens(file, &times)?)
+    }
+
+    /// Makes the directory, or gives the one that is there the entry's metadata.
+    pub fn make_directory(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
+        self.bare_directory(place, Mode::from_raw_mode(0o700))?;
+        let fd = rustix::fs::openat(&place.parent, place.name, DIRECTORY, Mode::empty())?;
+        set_metadata(fd.as_fd(), entry)?;
+        self.directory_times.insert(place.path.to_vec(), entry.mtime);
+        Ok(())
+    }
+
+    /// The metadata of the tree's root: the archive's entry `./`.
+    pub fn set_root(&mut self, entry: &Entry) -> io::Result<()> {
+        let fd = rustix::fs::openat(&self.root, ".", DIRECTORY, Mode::empty())?;
+        set_metadata(fd.as_fd(), entry)?;
+        self.directory_times.insert(Vec::new(), entry.mtime);
+        Ok(())
+    }
+
+    pub fn symlink(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
+        self.make(place, |p| rustix::fs::symlinkat(entry.link.as_slice(), &p.parent, p.name))?;
+        self.usage.inodes += 1;
+        set_metadata_at(place, entry, false)
+    }
+
+    /// Makes a device or a FIFO.
+    pub fn node(&mut self, place: &Place<'_>, entry: &Entry, kind: FileType) -> io::Result<()> {
+        let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+        let mode = Mode::from_raw_mode(0o600);
+        self.make(place, |p| rustix::fs::mknodat(&p.parent, p.name, kind, mode, device))?;
+        self.usage.inodes += 1;
+        set_metadata_at(place, entry, true)
+    }
+
+    pub fn hard_link(&mut self, target: &Place<'_>, place: &Place<'_>) -> io::Result<()> {
+        let source = stat(target)?.ok_or(Errno::NOENT)?;
+        if stat(place)?.is_some_and(|there| (there.st_dev, there.st_ino) == (source.st_dev, source.st_ino)) {
+            return Ok(());
+        }
+        let link = |p: &Place<'_>| {
+            rustix::fs::linkat(&target.parent, target.name, &p.parent, p.name, AtFlags::empty())
+        };
+        self.make(place, link)
+    }
+
+    /// Hides what lower layers have at `place`. What this layer has there already stays (OCI
+    /// image spec, layer.md: a whiteout applies to lower layers only).
+    pub fn whiteout(&mut self, place: &Place<'_>) -> io::Result<()> {
+        match stat(place)? {
+            Some(there) if is_directory(&there) => self.opaque(place.path),
+            Some(_) => Ok(()),
+            None => {
+                let mode = Mode::empty();
+                rustix::fs::mknodat(&place.parent, place.name, FileType::CharacterDevice, mode, 0)?;
+                self.usage.inodes += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Hides everything that lower layers have in the directory `path`.
+    pub fn opaque(&mut self, path: &[u8]) -> io::Result<()> {
+        let directory = self.directory(path, true)?;
+        let fd = rustix::fs::openat(&directory, ".", DIRECTORY, Mode::empty())?;
+        Ok(rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?)
+    }
+
+    /// Gives the directories their times.
+    pub fn finish(mut self) -> io::Result<Usage> {
+        for (path, mtime) in std::mem::take(&mut self.directory_times) {
+            match self.resolve(&path) {
+                Ok(fd) => rustix::fs::utimensat(&fd, ".", &timestamps(mtime), AtFlags::empty())?,
+                // A later entry of the archive took its place.
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(self.usage)
+    }
+
+    fn directory(&mut self, path: &[u8], make: bool) -> io::Result<Rc<OwnedFd>> {
+        if path.is_empty() {
+            return Ok(Rc::clone(&self.root));
+        }
+        if let Some((_, fd)) = self.parents.iter().find(|(cached, _)| cached == path) {
+            return Ok(Rc::clone(fd));
+        }
+        let fd = match self.resolve(path) {
+            Err(Errno::NOENT | Errno::NOTDIR) if make => {
+                self.make_missing(path)?;
+                self.resolve(path)?
+            }
+            other => other?,
+        };
+        let fd = Rc::new(fd);
+        if self.parents.len() == CACHED_PARENTS {
+            self.parents.pop_front();
+        }
+        self.parents.push_back((path.to_vec(), Rc::clone(&fd)));
+        Ok(fd)
+    }
+
+    fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let path = if path.is_empty() { b"." } else { path };
+        loop {
+            // EAGAIN: a rename elsewhere on the host while the kernel walked over a `..`.
+            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Makes the directories on the way to `path` that are not there: 0755, root's.
+    fn make_missing(&mut self, path: &[u8]) -> io::Result<()> {
+        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).chain([path.len()]);
+        for end in ends {
+            let path = &path[..end];
+            match self.resolve(path) {
+                Ok(_) => continue,
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let place = self.existing(path)?;
+            match stat(&place)? {
+                Some(there) if !is_whiteout(&there) => return Err(Errno::NOTDIR.into()),
+                _ => self.bare_directory(&place, Mode::from_raw_mode(0o755))?,
+            }
+            rustix::fs::chmodat(&place.parent, place.name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// A directory over a whiteout of this same layer hides what is below it: it becomes opaque.
+    fn bare_directory(&mut self, place: &Place<'_>, mode: Mode) -> io::Result<()> {
+        let there = stat(place)?;
+        if there.as_ref().is_some_and(is_directory) {
+            return Ok(());
+        }
+        self.make(place, |p| rustix::fs::mkdirat(&p.parent, p.name, mode))?;
+        self.usage.inodes += 1;
+        self.usage.bytes += BLOCK;
+        if there.as_ref().is_some_and(is_whiteout) {
+            let fd = rustix::fs::openat(&place.parent, place.name, DIRECTORY, Mode::empty())?;
+            rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Runs `make`; what an earlier entry put there gives way.
+    fn make<T>(
+        &mut self,
+        place: &Place<'_>,
+        make: impl Fn(&Place<'_>) -> rustix::io::Result<T>,
+    ) -> io::Result<T> {
+        match make(place) {
+            Err(Errno::EXIST) => {
+                self.remove(place)?;
+                Ok(make(place)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn remove(&mut self, place: &Place<'_>) -> io::Result<()> {
+        // Cached parents may lead through what goes now.
+        self.parents.clear();
+        let below = [place.path, b"/"].concat();
+        if is_directory(&stat(place)?.ok_or(Errno::NOENT)?) {
+            self.directory_times.retain(|path, _| path != place.path && !path.starts_with(&below));
+        }
+        self.remove_at(place.parent.as_fd(), place.name)
+    }
+
+    /// Depth is bounded by the limit on paths.
+    fn remove_at(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+        let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if !is_directory(&there) {
+            if there.st_nlink == 1 {
+                self.uncount(if is_file(&there) { (there.st_blocks as u64) * 512 } else { 0 });
+            }
+            return Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?);
+        }
+        let fd = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+        for child in Dir::read_from(&fd)? {
+            let child = child?;
+            let name = child.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                self.remove_at(fd.as_fd(), name)?;
+            }
+        }
+        self.uncount(BLOCK);
+        Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn uncount(&mut self, bytes: u64) {
+        self.usage.bytes = self.usage.bytes.saturating_sub(bytes);
+        self.usage.inodes = self.usage.inodes.saturating_sub(1);
+    }
+}
+
+pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn stat(place: &Place<'_>) -> Result<Option<Stat>, Errno> {
+    match rustix::fs::statat(&place.parent, place.name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// In this order: chown drops set-id bits and capabilities, chmod restores the bits, and the
+/// attributes come last.
+fn set_metadata(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
+    rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode))?;
+    for (name, value) in kept_xattrs(entry) {
+        tolerate(name, rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
+    }
+    Ok(())
+}
+
+/// Of what cannot be opened. Nobody else changes the tree, so that the name still means the same.
+fn set_metadata_at(place: &Place<'_>, entry: &Entry, has_mode: bool) -> io::Result<()> {
+    let (parent, name) = (&place.parent, place.name);
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    if has_mode {
+        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
+    }
+    for (attribute, value) in kept_xattrs(entry) {
+        // There is no lsetxattr relative to an fd before Linux 6.13.
+        let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
+        tolerate(attribute, rustix::fs::lsetxattr(path.as_slice(), attribute, value, XattrFlags::empty()))?;
+    }
+    let times = timestamps(entry.mtime);
+    Ok(rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// What an image may set. `trusted.overlay.*` would tell overlay things that are ours to say
+/// (redirects, metadata-only copies); SELinux labels are the node's policy.
+fn kept_xattrs(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
+    entry
+        .xattrs
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()))
+        .filter(|(name, _)| !name.starts_with(b"trusted.overlay.") && *name != b"security.selinux")
+}
+
+/// A filesystem without user attributes, or a kind of file that cannot have them, loses those as
+/// with every other unpacker; file capabilities are never lost silently.
+fn tolerate(name: &[u8], result: Result<(), Errno>) -> io::Result<()> {
+    match result {
+        Err(Errno::OPNOTSUPP | Errno::PERM) if name.starts_with(b"user.") || name.starts_with(b"system.") => {
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+fn timestamps((tv_sec, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Opens a directory of ours by its path on the host.
+pub fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?)
+}
