@@ -84,6 +84,11 @@ impl Fake {
         requests.iter().filter(|r| r.path.contains(part)).count()
     }
 
+    /// Of what was put under `path`.
+    pub fn size(&self, path: &str) -> usize {
+        self.content.lock().unwrap()[path].1.len()
+    }
+
     pub fn reference(&self, rest: &str) -> String {
         format!("{}/{rest}", self.address)
     }

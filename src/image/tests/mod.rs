@@ -2,6 +2,7 @@
 
 mod fake;
 mod pull;
+mod store;
 
 use std::path::Path;
 
