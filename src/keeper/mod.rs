@@ -3,6 +3,7 @@
 //! `plan` and `protocol` are shared by both ends; `client` is the daemon's end, everything else
 //! runs in the keeper and knows neither tokio nor the rest of the library.
 
+mod child;
 pub mod client;
 pub mod log;
 mod log_copy;
@@ -13,4 +14,8 @@ mod log_tests;
 mod log_thread;
 pub mod note;
 pub mod plan;
+mod prepare;
 pub mod protocol;
+mod report;
+mod setup;
+mod wire;
