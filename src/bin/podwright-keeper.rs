@@ -1,1 +1,5 @@
-fn main() {}
+//! The keeper: see `podwright::keeper`.
+
+fn main() {
+    podwright::keeper::main()
+}

@@ -5,6 +5,8 @@
 
 mod child;
 pub mod client;
+mod control;
+mod init;
 pub mod log;
 mod log_copy;
 mod log_format;
@@ -19,3 +21,5 @@ pub mod protocol;
 mod report;
 mod setup;
 mod wire;
+
+pub use control::main;

@@ -188,8 +188,8 @@ impl Inbox {
         Self { pending, buffer: Vec::new() }
     }
 
-    pub fn into_pending(self) -> Vec<OwnedFd> {
-        self.pending
+    pub fn pending(&self) -> &[OwnedFd] {
+        &self.pending
     }
 
     /// The next whole message; WouldBlock: none is there; UnexpectedEof: the peer is gone.

@@ -5,6 +5,7 @@
 pub mod async_fd;
 pub mod bpf;
 pub mod clone;
+pub mod fd;
 pub mod log_pipe;
 pub mod mount;
 pub mod namespace;

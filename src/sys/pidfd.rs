@@ -71,6 +71,13 @@ pub fn is_child(pidfd: BorrowedFd<'_>) -> bool {
     rustix::process::waitid(WaitId::PidFd(pidfd), options).is_ok()
 }
 
+/// Whether it has not ended yet.
+pub fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&at_once)) == Ok(0)
+}
+
 /// The ID of some child that has ended and is not reaped yet.
 pub fn any_ended_child() -> Option<i32> {
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;

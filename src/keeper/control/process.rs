@@ -1,0 +1,238 @@
+//! A process that is looked after, from its clone to its program.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll::{self, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::PidfdFlags;
+
+use super::{Control, Token, now};
+use crate::keeper::child;
+use crate::keeper::log::LogSource;
+use crate::keeper::note::NotePage;
+use crate::keeper::plan::Bytes;
+use crate::keeper::protocol::{Exit, Phase, Reply, RoleKind};
+use crate::keeper::report::Report;
+use crate::sys::pidfd;
+
+/// Whose message is to be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter {
+    pub connection: u64,
+    pub message: u32,
+}
+
+pub enum Source {
+    Pipes { stdout: Arc<OwnedFd>, stderr: Arc<OwnedFd> },
+    Terminal { master: Arc<OwnedFd>, pipe_read: Arc<OwnedFd>, pipe_write: Arc<OwnedFd> },
+}
+
+impl Source {
+    /// Duplicates for the log thread, which owns what it reads from.
+    fn for_log(&self) -> io::Result<LogSource> {
+        let dup = |fd: &Arc<OwnedFd>| fd.as_ref().try_clone();
+        Ok(match self {
+            Source::Pipes { stdout, stderr } => {
+                LogSource::Pipes { stdout: dup(stdout)?, stderr: dup(stderr)? }
+            }
+            Source::Terminal { master, pipe_read, pipe_write } => LogSource::Terminal {
+                master: dup(master)?,
+                pipe_r: dup(pipe_read)?,
+                pipe_w: dup(pipe_write)?,
+            },
+        })
+    }
+}
+
+pub struct Output {
+    pub note_fd: Arc<OwnedFd>,
+    pub note: Arc<NotePage>,
+    pub source: Source,
+    pub log: Option<Arc<OwnedFd>>,
+    /// Becomes `log` when the copier says that it uses it.
+    pub new_log: Option<Arc<OwnedFd>>,
+    pub stdin: Option<Arc<OwnedFd>>,
+    /// What the copier cannot write, as an errno.
+    pub stalled: Option<i32>,
+}
+
+/// What a process is asked to have done with it.
+#[derive(Default)]
+pub struct Waiters {
+    /// Spawn, until it is parked or runs; Start.
+    pub run: Option<Waiter>,
+    pub reopen: Vec<Waiter>,
+    pub forget: Option<Waiter>,
+}
+
+pub struct Process {
+    pub id: String,
+    pub role: RoleKind,
+    /// argv[0].
+    pub name: Bytes,
+    pub pid: i32,
+    pub pidfd: Arc<OwnedFd>,
+    /// Into a PID namespace that exists.
+    pub joins: bool,
+    /// Ours to reap.
+    pub child: bool,
+    /// Of a helper that has made its final process and is about to end.
+    pub helper: Option<Arc<OwnedFd>>,
+    pub phase: Phase,
+    pub channel: Option<Arc<OwnedFd>>,
+    pub report: Option<(Arc<OwnedFd>, Report)>,
+    pub output: Option<Output>,
+    pub exit: Option<Exit>,
+    /// The log has what there was at the exit, or took too long for it.
+    pub drained: bool,
+    /// Since when the exit of somebody else's child is awaited.
+    pub collecting: Option<std::time::Instant>,
+    pub forgotten: bool,
+    pub waiters: Waiters,
+}
+
+impl Process {
+    /// Nanoseconds since the epoch; zero: it never ran its program.
+    pub fn started_at(&self) -> i64 {
+        match self.phase {
+            Phase::Running { started_at } | Phase::Exited { started_at, .. } => started_at,
+            _ => 0,
+        }
+    }
+}
+
+impl Control {
+    /// Takes a process into the table and watches it.
+    pub(super) fn add_process(&mut self, process: Process) -> io::Result<u64> {
+        let number = self.number();
+        self.watch(process.pidfd.as_fd(), Token::Pidfd(number))?;
+        if let Some(channel) = &process.channel {
+            self.watch(channel.as_fd(), Token::Channel(number))?;
+        }
+        self.processes.insert(number, process);
+        Ok(number)
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<u64> {
+        self.processes.iter().find(|(_, p)| p.id == id).map(|(number, _)| *number)
+    }
+
+    /// Starts the copying of a container's output.
+    pub(super) fn add_log(&mut self, number: u64) -> io::Result<()> {
+        let Some(output) = self.processes.get(&number).and_then(|p| p.output.as_ref()) else {
+            return Ok(());
+        };
+        let log = output.log.as_ref().map(|fd| fd.as_ref().try_clone()).transpose()?;
+        let source = output.source.for_log()?;
+        if let Some(logs) = &self.logs {
+            logs.add(number, Arc::clone(&output.note), source, log);
+            if let Some(new) = &output.new_log {
+                logs.reopen(number, new.as_ref().try_clone()?);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn channel_ready(&mut self, number: u64) {
+        let mut buffer = [0u8; 16];
+        loop {
+            let Some(process) = self.processes.get(&number) else { return };
+            let Some(channel) = &process.channel else { return };
+            match rustix::net::recv(channel.as_fd(), &mut buffer, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return self.channel_ended(number),
+                Ok((n, _)) if &buffer[..n] == child::PARKED => self.parked(number),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => return self.channel_ended(number),
+            }
+        }
+    }
+
+    fn parked(&mut self, number: u64) {
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        if !matches!(process.phase, Phase::Preparing { .. }) {
+            return;
+        }
+        process.phase = Phase::Parked;
+        let (pid, pidfd) = (process.pid, Arc::clone(&process.pidfd));
+        if let Some(waiter) = process.waiters.run.take() {
+            self.reply(waiter.connection, waiter.message, &Reply::Spawned { pid }, vec![pidfd]);
+        }
+    }
+
+    /// Every copy of the child's end is closed: by execve, or because it has ended.
+    fn channel_ended(&mut self, number: u64) {
+        self.close_channel(number);
+        self.take_final(number);
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        let failure = process.report.as_ref().and_then(|(_, report)| report.failure());
+        let died = failure.is_some() || (process.joins && process.helper.is_none() && process.exit.is_none());
+        let starting = matches!(process.phase, Phase::Released | Phase::Preparing { parks: false });
+        if died || !starting {
+            // What it was shows when it is reaped.
+            return;
+        }
+        let started_at = now();
+        process.phase = Phase::Running { started_at };
+        process.report = None;
+        if let Some(output) = &process.output {
+            output.note.set_started_at(started_at);
+        }
+        let (pid, pidfd) = (process.pid, Arc::clone(&process.pidfd));
+        if let Some(waiter) = process.waiters.run.take() {
+            self.reply(waiter.connection, waiter.message, &Reply::Started { pid, started_at }, vec![pidfd]);
+        }
+    }
+
+    pub(super) fn close_channel(&mut self, number: u64) {
+        let channel = self.processes.get_mut(&number).and_then(|process| process.channel.take());
+        if let Some(channel) = channel {
+            self.unwatch(channel.as_ref());
+        }
+    }
+
+    /// Puts the final process in its helper's place, once the helper has made it.
+    pub(super) fn take_final(&mut self, number: u64) {
+        let Some(process) = self.processes.get(&number) else { return };
+        if !process.joins || process.helper.is_some() {
+            return;
+        }
+        let Some(pid) = process.report.as_ref().and_then(|(_, report)| report.final_pid()) else { return };
+        // Nobody but us reaps it, so that the number still means the same process. Were it not our
+        // child, somebody would have tampered with the report.
+        let Some(pidfd) = rustix::process::Pid::from_raw(pid)
+            .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
+            .filter(|fd| !process.child || pidfd::is_child(fd.as_fd()))
+        else {
+            return;
+        };
+        let data = Token::Helper(number).data();
+        let _ = epoll::modify(&self.epoll, process.pidfd.as_ref(), data, EventFlags::IN);
+        let _ = self.watch(pidfd.as_fd(), Token::Pidfd(number));
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        process.helper = Some(std::mem::replace(&mut process.pidfd, Arc::new(pidfd)));
+        process.pid = pid;
+    }
+
+    /// The helper of a final process has ended, as it should.
+    pub(super) fn helper_ended(&mut self, number: u64) {
+        let Some(process) = self.processes.get(&number) else { return };
+        if let Some(helper) = &process.helper {
+            let _ = pidfd::reap(helper.as_fd());
+            self.unwatch(helper.as_ref());
+        }
+    }
+
+    /// Releases a parked child.
+    pub(super) fn release(&mut self, number: u64, waiter: Waiter) -> Result<(), Errno> {
+        let Some(process) = self.processes.get_mut(&number) else { return Err(Errno::SRCH) };
+        let Some(channel) = &process.channel else { return Err(Errno::PIPE) };
+        rustix::net::send(channel, child::GO, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        process.phase = Phase::Released;
+        process.waiters.run = Some(waiter);
+        Ok(())
+    }
+}

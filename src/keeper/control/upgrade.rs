@@ -1,0 +1,293 @@
+//! Going on as another executable: execve keeps the process, its children and its descriptors.
+//!
+//! What is in memory travels in a memfd as numbers and names. Nothing that is under way is lost:
+//! whoever waits for an answer gets it from the successor.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+
+use super::process::{Process, Waiter, Waiters};
+use super::request::Fds;
+use super::{Base, Control, Hold};
+use crate::keeper::log::{Event, LogHandle};
+use crate::keeper::plan::Bytes;
+use crate::keeper::protocol::{Exit, Record, Refusal, Reply};
+use crate::keeper::wire::{self, Inbox};
+use crate::keeper::setup;
+use crate::sys::clone::{self, Strings};
+use crate::sys::fd::take_inherited;
+
+pub const RESUME: &str = "--resume";
+
+pub struct Upgrade {
+    pub executable: Arc<OwnedFd>,
+    pub waiter: Waiter,
+}
+
+type WaiterState = (u64, u32);
+
+/// What the successor reads. New fields are appended, and an older successor ignores them.
+#[derive(Serialize, Deserialize)]
+struct State {
+    listener: RawFd,
+    lock: RawFd,
+    executable: RawFd,
+    proc: RawFd,
+    started_at: i64,
+    upgrades: u32,
+    next_number: u64,
+    daemon: Option<u64>,
+    connections: Vec<ConnectionState>,
+    processes: Vec<ProcessState>,
+    holds: Vec<(String, Bytes, Vec<RawFd>)>,
+    /// Who asked for it.
+    waiter: WaiterState,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConnectionState {
+    number: u64,
+    socket: RawFd,
+    daemon: bool,
+    /// Descriptors of a message whose last packet has not come.
+    pending: Vec<RawFd>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProcessState {
+    number: u64,
+    record: Record,
+    fds: Vec<RawFd>,
+    helper: Option<RawFd>,
+    /// Reaped, but not told yet.
+    exit: Option<Exit>,
+    drained: bool,
+    forgotten: bool,
+    new_log: Option<RawFd>,
+    run: Option<WaiterState>,
+    reopen: Vec<WaiterState>,
+    forget: Option<WaiterState>,
+}
+
+fn waiter_state(waiter: &Waiter) -> WaiterState {
+    (waiter.connection, waiter.message)
+}
+
+fn waiter(state: WaiterState) -> Waiter {
+    Waiter { connection: state.0, message: state.1 }
+}
+
+impl Control {
+    /// Returns only if it did not work: then everything is as it was.
+    pub(super) fn try_upgrade(&mut self, upgrade: Upgrade) {
+        let Upgrade { executable, waiter } = upgrade;
+        // Between two batches; what the copier held are duplicates of ours.
+        if let Some(logs) = self.logs.take() {
+            self.unwatch(logs.event_fd());
+            for event in logs.events() {
+                self.log_event(event);
+            }
+            for log in logs.stop() {
+                self.log_in_use(log.id, log.file);
+            }
+        }
+        let error = self.execute(executable, waiter);
+        match LogHandle::start() {
+            Ok(logs) => self.logs = Some(logs),
+            Err(e) => eprintln!("podwright-keeper: starting the log thread again: {e}"),
+        }
+        let _ = self.watch_logs();
+        let numbers: Vec<u64> = self.processes.keys().copied().collect();
+        for number in numbers {
+            let _ = self.add_log(number);
+            self.resume_end(number);
+        }
+        let text = crate::Error::io("executing the new keeper", error).message;
+        self.refuse(waiter.connection, waiter.message, Refusal::Internal, text);
+    }
+
+    /// Which file the copier has really come to, whatever of its events was still unread.
+    fn log_in_use(&mut self, number: u64, file: Option<OwnedFd>) {
+        let output = self.processes.get_mut(&number).and_then(|process| process.output.as_mut());
+        let (Some(output), Some(file)) = (output, file) else { return };
+        let same = |other: &Arc<OwnedFd>| match (rustix::fs::fstat(&file), rustix::fs::fstat(other)) {
+            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+            _ => false,
+        };
+        if output.new_log.as_ref().is_some_and(same) {
+            self.log_event(Event::Reopened(number));
+        }
+    }
+
+    fn execute(&mut self, executable: Arc<OwnedFd>, waiter: Waiter) -> io::Error {
+        let mut kept: Vec<RawFd> = Vec::new();
+        let state = self.state(&executable, waiter, &mut kept);
+        let result = postcard::to_stdvec(&state)
+            .map_err(io::Error::other)
+            .and_then(|content| wire::sealed("podwright-keeper-state", &content))
+            .and_then(|state| {
+                kept.push(state.as_raw_fd());
+                keep_open(&kept, true)?;
+                let argument = CString::new(state.as_raw_fd().to_string())?;
+                let argv = Strings::new(vec![
+                    c"podwright-keeper".to_owned(),
+                    c"--resume".to_owned(),
+                    argument,
+                ]);
+                Ok(clone::execve_fd(executable.as_fd(), &argv, &Strings::new(Vec::new())).into())
+            });
+        let _ = keep_open(&kept, false);
+        match result {
+            Ok(error) | Err(error) => error,
+        }
+    }
+
+    fn state(&self, executable: &Arc<OwnedFd>, waiter: Waiter, kept: &mut Vec<RawFd>) -> State {
+        let mut keep = |fd: BorrowedFd<'_>| {
+            kept.push(fd.as_raw_fd());
+            fd.as_raw_fd()
+        };
+        State {
+            listener: keep(self.base.listener.as_fd()),
+            lock: keep(self.base.lock.as_fd()),
+            executable: keep(executable.as_fd()),
+            proc: keep(self.base.proc.as_fd()),
+            started_at: self.started_at,
+            upgrades: self.upgrades + 1,
+            next_number: self.next_number,
+            daemon: self.daemon,
+            connections: (self.connections.iter())
+                .map(|(number, connection)| ConnectionState {
+                    number: *number,
+                    socket: keep(connection.socket.as_fd()),
+                    daemon: connection.daemon,
+                    pending: connection.inbox.pending().iter().map(|fd| keep(fd.as_fd())).collect(),
+                })
+                .collect(),
+            processes: (self.processes.iter())
+                .map(|(number, process)| {
+                    let mut fds = Vec::new();
+                    let output = process.output.as_ref();
+                    ProcessState {
+                        number: *number,
+                        record: process.record(&mut fds),
+                        fds: fds.iter().map(|fd| keep(fd.as_fd())).collect(),
+                        helper: process.helper.as_ref().map(|fd| keep(fd.as_fd())),
+                        exit: process.exit,
+                        drained: process.drained,
+                        forgotten: process.forgotten,
+                        new_log: output.and_then(|o| o.new_log.as_ref()).map(|fd| keep(fd.as_fd())),
+                        run: process.waiters.run.as_ref().map(waiter_state),
+                        reopen: process.waiters.reopen.iter().map(waiter_state).collect(),
+                        forget: process.waiters.forget.as_ref().map(waiter_state),
+                    }
+                })
+                .collect(),
+            holds: (self.holds.iter())
+                .map(|(key, hold)| {
+                    let fds = hold.fds.iter().map(|fd| keep(fd.as_fd())).collect();
+                    (key.clone(), hold.about.clone(), fds)
+                })
+                .collect(),
+            waiter: waiter_state(&waiter),
+        }
+    }
+
+    /// Goes on with an end that a predecessor (or we, before an upgrade that failed) had begun.
+    pub(super) fn resume_end(&mut self, number: u64) {
+        let Some(process) = self.processes.get(&number) else { return };
+        if process.forgotten && process.exit.is_some() {
+            self.forget(number);
+        } else if process.exit.is_some() && !process.drained {
+            self.drain(number);
+        }
+    }
+
+    fn take_state(&mut self, state: State) -> io::Result<()> {
+        for process in state.processes {
+            let fds = Fds(take_all(&process.fds)?.into_iter().map(Arc::new).collect());
+            let mut taken = Process::from_record(process.record, &fds).map_err(|(_, text)| io::Error::other(text))?;
+            taken.exit = process.exit;
+            taken.drained = process.drained;
+            taken.forgotten = process.forgotten;
+            taken.helper = process.helper.map(take_inherited).transpose()?.map(Arc::new);
+            if let Some(output) = &mut taken.output {
+                output.new_log = process.new_log.map(take_inherited).transpose()?.map(Arc::new);
+            }
+            taken.waiters = Waiters {
+                run: process.run.map(waiter),
+                reopen: process.reopen.into_iter().map(waiter).collect(),
+                forget: process.forget.map(waiter),
+            };
+            let ended = taken.exit.is_some();
+            let pidfd = Arc::clone(&taken.pidfd);
+            // Waiters name processes and connections by their numbers, which stay.
+            self.next_number = process.number;
+            let number = self.add_process(taken)?;
+            if ended {
+                self.unwatch(pidfd.as_ref());
+            }
+            self.add_log(number)?;
+            self.resume_end(number);
+        }
+        for (key, about, fds) in state.holds {
+            let fds = take_all(&fds)?.into_iter().map(Arc::new).collect();
+            self.holds.insert(key, Hold { about, fds });
+        }
+        for connection in state.connections {
+            let inbox = Inbox::with_pending(take_all(&connection.pending)?);
+            self.next_number = connection.number;
+            let number = self.add_connection(take_inherited(connection.socket)?, inbox)?;
+            if let Some(taken) = self.connections.get_mut(&number) {
+                taken.daemon = connection.daemon;
+            }
+        }
+        self.daemon = state.daemon;
+        self.next_number = state.next_number;
+        Ok(())
+    }
+}
+
+fn take_all(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
+    fds.iter().copied().map(take_inherited).collect()
+}
+
+/// Whether descriptors outlive execve.
+fn keep_open(fds: &[RawFd], open: bool) -> io::Result<()> {
+    let flags = if open { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    for fd in fds {
+        crate::sys::fd::set_flags(*fd, flags)?;
+    }
+    Ok(())
+}
+
+/// The successor's start.
+pub fn resume(state: &OsStr) -> io::Result<()> {
+    // The execve has reset it.
+    setup::harden()?;
+    let number = state.to_str().and_then(|text| text.parse().ok());
+    let number = number.ok_or_else(|| io::Error::other("the state's descriptor is no number"))?;
+    let memory = take_inherited(number)?;
+    let length = rustix::fs::fstat(&memory)?.st_size as usize;
+    let content = wire::read_all(memory.as_fd(), length)?;
+    let (state, _): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
+    drop(memory);
+    let base = Base {
+        listener: take_inherited(state.listener)?,
+        lock: take_inherited(state.lock)?,
+        executable: take_inherited(state.executable)?,
+        proc: take_inherited(state.proc)?,
+    };
+    let asked = waiter(state.waiter);
+    let mut control = Control::new(base, state.started_at, state.upgrades)?;
+    control.take_state(state)?;
+    control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
+    // Children that ended meanwhile.
+    control.sweep();
+    control.serve()
+}
