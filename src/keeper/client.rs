@@ -5,13 +5,20 @@
 //! next keeper when one dies. The rest of the daemon sees a keeper's death only as UNAVAILABLE on
 //! the requests that were under way.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+mod launch;
+mod link;
+mod recover;
+mod requests;
+mod table;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::recover::Shared;
 use super::plan::SpawnPlan;
-pub use super::protocol::{Exit, Status};
-use crate::Result;
+pub use super::protocol::{Exit, KeeperStatus, RoleKind, Status};
+use crate::{Error, Result};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -42,17 +49,19 @@ pub enum Role {
 }
 
 /// Where a container's output comes from and goes to.
+#[derive(Clone)]
 pub struct Output {
     /// One page, mapped by the keeper: the note of the log copier, the start and the exit.
     /// A file of the state directory, so that it outlives both processes.
     pub note: Arc<OwnedFd>,
     pub source: Source,
-    /// Opened for appending; None: drained and dropped (BEHAVIOUR 39).
+    /// Opened O_RDWR | O_APPEND; None: drained and dropped (BEHAVIOUR 39).
     pub log: Option<Arc<OwnedFd>>,
     /// The write end of its standard input, kept open while the container may read it.
     pub stdin: Option<Arc<OwnedFd>>,
 }
 
+#[derive(Clone)]
 pub enum Source {
     /// Read ends of the FIFOs, non-blocking.
     Pipes { stdout: Arc<OwnedFd>, stderr: Arc<OwnedFd> },
@@ -64,6 +73,7 @@ pub enum Source {
 #[derive(Debug, Clone)]
 pub struct Process {
     pub id: String,
+    pub role: RoleKind,
     /// On the host. The helper's until Start for a container in a PID namespace that exists.
     pub pid: i32,
     pub pidfd: Arc<OwnedFd>,
@@ -73,7 +83,12 @@ pub struct Process {
 impl Process {
     /// Waits for the end; what the process had written is in its log by then (BEHAVIOUR 39).
     pub async fn exited(&self) -> Exit {
-        todo!()
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => exit,
+            // Forgotten before its end was told.
+            _ => Exit { status: Status::Unknown, finished_at: now() },
+        }
     }
 
     /// The end, if it came.
@@ -82,9 +97,17 @@ impl Process {
     }
 
     /// pidfd_send_signal; a process that is gone is no error.
-    pub fn signal(&self, _signal: i32) -> Result<()> {
-        todo!()
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        match crate::sys::pidfd::send_signal(self.pidfd.as_fd(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(Error::io(format_args!("sending signal {signal} to process {}", self.id), e)),
+        }
     }
+}
+
+fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_nanos() as i64)
 }
 
 /// How far a container is.
@@ -126,25 +149,43 @@ pub struct Adopt {
 
 /// The keeper, as the daemon sees it. Cheap to clone.
 #[derive(Clone)]
-pub struct Keeper {}
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
 
 impl Keeper {
     /// Finds the running keeper, or starts one, and takes over what it holds.
-    pub async fn connect(_config: Config) -> Result<(Keeper, Snapshot)> {
-        todo!()
+    ///
+    /// Makes this process a subreaper: when a keeper dies its containers become our children.
+    pub async fn connect(config: Config) -> Result<(Keeper, Snapshot)> {
+        let (shared, snapshot) = Shared::connect(config).await?;
+        Ok((Keeper { shared }, snapshot))
     }
 
     /// Clones, prepares, and (if the plan parks) waits until the child is parked, else until it
     /// has executed its program. A failed step is an error with the plan's sentence; nothing is
-    /// left of the process then.
-    pub async fn spawn(&self, _spawn: Spawn) -> Result<Process> {
-        todo!()
+    /// left of the process then. Nor is if the caller stops waiting.
+    pub async fn spawn(&self, spawn: Spawn) -> Result<Process> {
+        let shared = Arc::clone(&self.shared);
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let id = spawn.id.clone();
+            let result = shared.spawn(spawn).await;
+            let made = result.as_ref().ok().cloned();
+            let unheard = answer.is_closed() || answer.send(result).is_err();
+            if let (true, Some(process)) = (unheard, made) {
+                let _ = process.signal(libc::SIGKILL);
+                process.exited().await;
+                let _ = shared.forget(&id).await;
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(Error::internal("spawning was interrupted")))
     }
 
     /// Releases a parked container: the process that runs, and when it started (ns). A failed
-    /// execve is FAILED_PRECONDITION-free INTERNAL text from the plan; the exit follows as well.
-    pub async fn start(&self, _id: &str) -> Result<(Process, i64)> {
-        todo!()
+    /// execve is an error with the plan's sentence; the exit follows as well.
+    pub async fn start(&self, id: &str) -> Result<(Process, i64)> {
+        self.shared.start(id).await
     }
 
     /// Whether a keeper answers now.
@@ -153,25 +194,52 @@ impl Keeper {
     }
 
     /// Takes fds into keeping under `key`, replacing what was there.
-    pub async fn hold(&self, _hold: Hold) -> Result<()> {
-        todo!()
+    pub async fn hold(&self, hold: Hold) -> Result<()> {
+        self.shared.hold(hold).await
     }
 
-    pub async fn release(&self, _key: &str) -> Result<()> {
-        todo!()
+    pub async fn release(&self, key: &str) -> Result<()> {
+        self.shared.release(key).await
     }
 
-    pub async fn adopt(&self, _adopt: Adopt) -> Result<Process> {
-        todo!()
+    /// Gives a process whose keeper and daemon both died into keeping.
+    pub async fn adopt(&self, adopt: Adopt) -> Result<Process> {
+        self.shared.adopt(adopt).await
     }
 
     /// Goes on writing to `log`; returns when the old file gets no more bytes.
-    pub async fn reopen_log(&self, _id: &str, _log: OwnedFd) -> Result<()> {
-        todo!()
+    pub async fn reopen_log(&self, id: &str, log: OwnedFd) -> Result<()> {
+        self.shared.reopen_log(id, Arc::new(log)).await
     }
 
     /// Drops a container (a parked one exits; a running one must have been killed before).
-    pub async fn forget(&self, _id: &str) -> Result<()> {
-        todo!()
+    /// Repeating it is fine.
+    pub async fn forget(&self, id: &str) -> Result<()> {
+        self.shared.forget(id).await
     }
+
+    /// Whether a keeper answers now.
+    pub fn alive(&self) -> bool {
+        self.shared.alive()
+    }
+
+    /// What the keeper says about itself.
+    pub async fn status(&self) -> Result<KeeperStatus> {
+        self.shared.status().await
+    }
+
+    /// Makes the keeper go on as another executable, with all that it holds.
+    pub async fn upgrade(&self, executable: &Path) -> Result<()> {
+        self.shared.upgrade(executable).await
+    }
+}
+
+/// Asks the keeper of a state directory about itself, without being its daemon. Blocks.
+pub fn observe(state: &Path) -> Result<KeeperStatus> {
+    launch::observe(state)
+}
+
+/// Upgrades the keeper of a state directory, without being its daemon. Blocks.
+pub fn upgrade(state: &Path, executable: &Path) -> Result<()> {
+    launch::upgrade(state, executable)
 }

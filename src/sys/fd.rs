@@ -1,7 +1,7 @@
 //! Descriptors that came by their number through execve.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::FdFlags;
 
@@ -22,4 +22,11 @@ pub fn set_flags(number: RawFd, flags: FdFlags) -> io::Result<()> {
     // SAFETY: changes one flag of a descriptor.
     check(unsafe { libc::syscall(libc::SYS_fcntl, number, libc::F_SETFD, flags.bits()) })?;
     Ok(())
+}
+
+/// Standard input, output or error, by its number.
+pub fn standard(number: RawFd) -> BorrowedFd<'static> {
+    assert!((0..3).contains(&number));
+    // SAFETY: the three are never closed, only replaced.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, Result};
 
+use crate::sys::fd::standard;
 use crate::sys::prctl;
 
 /// Major numbers of pseudo terminals.
@@ -76,7 +77,7 @@ pub fn sysctl(proc: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<()> {
 
 /// Pipes and terminals only: /dev/null is everybody's.
 pub fn own_stdio(uid: u32, gid: u32) -> Result<()> {
-    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+    for fd in [0, 1, 2].map(standard) {
         let stat = rustix::fs::fstat(fd)?;
         let ours = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Fifo | FileType::Socket => true,

@@ -90,7 +90,7 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
 impl<'a> Prepared<'a> {
     /// Standard input, which is the terminal. Its own number, since the source may be closed.
     fn stdio_terminal(&self) -> std::os::fd::BorrowedFd<'static> {
-        rustix::stdio::stdin()
+        crate::sys::fd::standard(0)
     }
 
     /// The descriptors that are open up to execve, ascending; doubles are harmless.

@@ -127,7 +127,7 @@ pub fn main() -> ! {
 
 fn start() -> io::Result<()> {
     setup::harden()?;
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let socket = rustix::io::fcntl_dupfd_cloexec(crate::sys::fd::standard(0), 3)?;
     let mut inbox = Inbox::default();
     let incoming = loop {
         let mut poll = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::IN)];

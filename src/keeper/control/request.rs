@@ -10,9 +10,7 @@ use crate::keeper::child;
 use crate::keeper::note::NotePage;
 use crate::keeper::plan::{Failure, Stage};
 use crate::keeper::prepare::{Surroundings, prepare};
-use crate::keeper::protocol::{
-    OutputFds, Phase, Refusal, Reply, Request, SourceFds, SpawnRequest, VERSION,
-};
+use crate::keeper::protocol::{OutputFds, Phase, Refusal, Reply, Request, SourceFds, SpawnRequest, VERSION};
 use crate::keeper::report::Report;
 use crate::keeper::wire::Incoming;
 use crate::sys::clone::clone_child;
@@ -86,8 +84,7 @@ impl Control {
 
     /// None: the answer was given, or comes later.
     fn carry_out(&mut self, request: Request, fds: Fds, waiter: Waiter) -> Result<Option<Reply>, Refused> {
-        let looks_only =
-            matches!(request, Request::Hello { .. } | Request::Status | Request::Upgrade);
+        let looks_only = matches!(request, Request::Hello { .. } | Request::Status | Request::Upgrade);
         if !looks_only && self.daemon != Some(waiter.connection) {
             return Err((Refusal::Invalid, "only the daemon may ask for this".to_owned()));
         }
@@ -203,19 +200,30 @@ impl Control {
         self.add_log(number).map_err(internal("duplicating the container's pipes"))
     }
 
+    /// Repeating it is fine: a daemon whose keeper died on the way does not know what came of it.
     fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Refused> {
         let number = self.known(id)?;
         let process = &self.processes[&number];
-        if process.phase != Phase::Parked || process.exit.is_some() {
-            let text = match process.phase {
-                Phase::Parked | Phase::Exited { .. } => "has ended",
-                Phase::Preparing { .. } => "is not ready",
-                Phase::Released | Phase::Running { .. } => "has been started",
-            };
-            return Err((Refusal::State, format!("process {id} {text}")));
-        }
-        // Where the child is gone its end follows.
-        self.release(number, waiter).map_err(|_| (Refusal::State, format!("process {id} has ended")))
+        let reply = match process.phase {
+            Phase::Preparing { .. } => return Err((Refusal::State, format!("process {id} is not ready"))),
+            Phase::Parked | Phase::Released if process.exit.is_none() => {
+                // Where the child is gone its end follows. One that was released reads no second word.
+                return self
+                    .release(number, waiter)
+                    .map_err(|_| (Refusal::State, format!("process {id} has ended")));
+            }
+            Phase::Running { started_at } | Phase::Exited { started_at, .. } if started_at > 0 => {
+                Reply::Started { pid: process.pid, started_at }
+            }
+            _ => match (process.output.as_ref().and_then(|output| output.note.failure()), process.exit) {
+                (Some(failure), _) => Reply::Failed(failure),
+                (None, Some(exit)) => Reply::Died(exit),
+                (None, None) => return Err((Refusal::State, format!("process {id} was never started"))),
+            },
+        };
+        let pidfd = Arc::clone(&process.pidfd);
+        self.reply(waiter.connection, waiter.message, &reply, vec![pidfd]);
+        Ok(())
     }
 
     fn reopen(&mut self, id: &str, log: Arc<OwnedFd>, waiter: Waiter) -> Result<(), Refused> {
@@ -238,7 +246,7 @@ impl Control {
         // Twice is fine.
         let Some(number) = self.find(id) else { return Ok(Some(Reply::Done)) };
         let Some(process) = self.processes.get_mut(&number) else { return Ok(Some(Reply::Done)) };
-        let runs = matches!(process.phase, Phase::Released | Phase::Running { .. });
+        let runs = matches!(process.phase, Phase::Running { .. });
         if runs && process.exit.is_none() && crate::sys::pidfd::is_alive(process.pidfd.as_fd()) {
             return Err((Refusal::State, format!("process {id} still runs")));
         }

@@ -17,8 +17,8 @@ use super::{Base, Control, Hold};
 use crate::keeper::log::{Event, LogHandle};
 use crate::keeper::plan::Bytes;
 use crate::keeper::protocol::{Exit, Record, Refusal, Reply};
-use crate::keeper::wire::{self, Inbox};
 use crate::keeper::setup;
+use crate::keeper::wire::{self, Inbox};
 use crate::sys::clone::{self, Strings};
 use crate::sys::fd::take_inherited;
 
@@ -134,11 +134,8 @@ impl Control {
                 kept.push(state.as_raw_fd());
                 keep_open(&kept, true)?;
                 let argument = CString::new(state.as_raw_fd().to_string())?;
-                let argv = Strings::new(vec![
-                    c"podwright-keeper".to_owned(),
-                    c"--resume".to_owned(),
-                    argument,
-                ]);
+                let argv =
+                    Strings::new(vec![c"podwright-keeper".to_owned(), c"--resume".to_owned(), argument]);
                 Ok(clone::execve_fd(executable.as_fd(), &argv, &Strings::new(Vec::new())).into())
             });
         let _ = keep_open(&kept, false);
@@ -211,7 +208,8 @@ impl Control {
     fn take_state(&mut self, state: State) -> io::Result<()> {
         for process in state.processes {
             let fds = Fds(take_all(&process.fds)?.into_iter().map(Arc::new).collect());
-            let mut taken = Process::from_record(process.record, &fds).map_err(|(_, text)| io::Error::other(text))?;
+            let mut taken =
+                Process::from_record(process.record, &fds).map_err(|(_, text)| io::Error::other(text))?;
             taken.exit = process.exit;
             taken.drained = process.drained;
             taken.forgotten = process.forgotten;

@@ -1,0 +1,295 @@
+//! The connection over time: made, lost with a keeper's death, made again.
+//!
+//! When a keeper dies, its children become ours (we are a subreaper and were its parent). So that
+//! no exit code is lost, whoever of them ends is reaped here, by pidfd, and the next keeper is told.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::sync::watch;
+
+use super::link::{Answer, Link, lock};
+use super::table::{Entry, Table};
+use super::{Config, Exit, Hold, Snapshot, Status, launch, now};
+use crate::error::{Kind, Step};
+use crate::keeper::protocol::{Reply, Request, VERSION};
+use crate::sys::{async_fd, pidfd, prctl};
+use crate::{Error, Result};
+
+/// How long a request waits for the next keeper.
+const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
+/// Two deaths within this time mean that something is wrong with keepers as such.
+const STABLE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Orphans of containers in the node's PID namespace come to us one by one.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+pub struct Shared {
+    config: Config,
+    pub table: Mutex<Table>,
+    /// None between two keepers.
+    link: watch::Sender<Option<Arc<Link>>>,
+    /// The keeper, if it is our own child.
+    child: Mutex<Option<Child>>,
+    sweeps: AtomicBool,
+    /// What moves the link's messages.
+    mover: Mutex<Option<tokio::task::AbortHandle>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(mover) = lock(&self.mover).take() {
+            mover.abort();
+        }
+    }
+}
+
+impl Shared {
+    pub async fn connect(config: Config) -> Result<(Arc<Self>, Snapshot)> {
+        prctl::child_subreaper().step(|| "becoming a subreaper")?;
+        let shared = Arc::new(Self {
+            config,
+            table: Mutex::default(),
+            link: watch::Sender::new(None),
+            child: Mutex::new(None),
+            sweeps: AtomicBool::new(false),
+            mover: Mutex::new(None),
+        });
+        let (link, ended) = shared.open().await?;
+        let snapshot = shared.take_snapshot(&link).await?;
+        shared.link.send_replace(Some(link));
+        // Weak: the last handle that goes ends the connection.
+        tokio::spawn(supervise(Arc::downgrade(&shared), ended));
+        Ok((shared, snapshot))
+    }
+
+    pub fn alive(&self) -> bool {
+        self.link.borrow().is_some()
+    }
+
+    /// Whether a lost connection will be followed by another.
+    pub fn recovers(&self) -> bool {
+        true
+    }
+
+    /// Asks, and waits for the first answer.
+    pub async fn ask(&self, request: &Request, fds: Vec<Arc<OwnedFd>>) -> Result<Answer> {
+        let link = self.current().await?;
+        let mut answers = link.send(request, fds)?;
+        answers.next().await
+    }
+
+    async fn current(&self) -> Result<Arc<Link>> {
+        let mut link = self.link.subscribe();
+        let up = tokio::time::timeout(NEXT_KEEPER_LIMIT, link.wait_for(Option::is_some));
+        match up.await {
+            Ok(Ok(link)) => link.clone().ok_or_else(no_keeper),
+            _ => Err(no_keeper()),
+        }
+    }
+
+    /// Finds or starts a keeper and greets it; what is returned with the link ends with it.
+    async fn open(self: &Arc<Self>) -> Result<(Arc<Link>, tokio::task::JoinHandle<()>)> {
+        let config = self.config.clone();
+        let (socket, child) = tokio::task::spawn_blocking(move || launch::find_or_start(&config))
+            .await
+            .map_err(|e| Error::internal(e.to_string()))??;
+        if child.is_some() {
+            *lock(&self.child) = child;
+        }
+        let link = Link::new(socket).step(|| "connecting to the keeper")?;
+        let ended = tokio::spawn({
+            let (link, shared) = (Arc::clone(&link), Arc::downgrade(self));
+            async move {
+                let event = |reply| {
+                    if let (Some(shared), Reply::Exited { id, exit }) = (shared.upgrade(), reply) {
+                        lock(&shared.table).exited(&id, exit);
+                    }
+                };
+                link.run(event).await;
+            }
+        });
+        *lock(&self.mover) = Some(ended.abort_handle());
+        let mut answers = link.send(&Request::Hello { version: VERSION, observer: false }, Vec::new())?;
+        match answers.next().await?.0 {
+            Reply::Welcome { keeper, pid, .. } => {
+                tracing::info!(version = keeper, pid, "connected to the keeper");
+                Ok((Arc::clone(&link), ended))
+            }
+            other => Err(super::requests::unexpected(other)),
+        }
+    }
+
+    async fn take_snapshot(&self, link: &Arc<Link>) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        let mut answers = link.send(&Request::Snapshot, Vec::new())?;
+        loop {
+            match answers.next().await? {
+                (Reply::Process(record), fds) => {
+                    let (id, entry) = Entry::from_record(record, fds)?;
+                    snapshot.processes.push((entry.process(&id), entry.state()));
+                    // An exec that ended is of no use to anybody who was not there.
+                    lock(&self.table).entries.insert(id, entry);
+                }
+                (Reply::Hold { key, about }, fds) => {
+                    let fds = fds.into_iter().map(Arc::new).collect();
+                    let hold = Hold { key: key.clone(), about, fds };
+                    lock(&self.table).holds.insert(key, hold.clone());
+                    snapshot.holds.push(hold);
+                }
+                (Reply::Done, _) => return Ok(snapshot),
+                (other, _) => return Err(super::requests::unexpected(other)),
+            }
+        }
+    }
+
+    /// Hands the next keeper everything that the last one held.
+    async fn hand_over(self: &Arc<Self>) -> Result<(Arc<Link>, tokio::task::JoinHandle<()>)> {
+        let (link, ended) = self.open().await?;
+        let mut held = HashSet::new();
+        let mut answers = link.send(&Request::Snapshot, Vec::new())?;
+        loop {
+            match answers.next().await?.0 {
+                // It is the same keeper, and only our connection was lost.
+                Reply::Process(record) => drop(held.insert(record.id)),
+                Reply::Done => break,
+                _ => {}
+            }
+        }
+        let messages: Vec<_> = {
+            let table = lock(&self.table);
+            let holds = table.holds.values().map(|hold| {
+                let (key, about) = (hold.key.clone(), hold.about.clone());
+                (Request::Hold { key, about }, hold.fds.clone())
+            });
+            let entries = table.entries.iter().filter(|(id, _)| !held.contains(*id)).map(|(id, entry)| {
+                let mut fds = Vec::new();
+                (Request::Restore(entry.record(id, &mut fds)), fds)
+            });
+            holds.chain(entries).collect()
+        };
+        let sent: Vec<_> =
+            messages.iter().map(|(request, fds)| link.send(request, fds.clone())).collect::<Result<_>>()?;
+        for mut answers in sent {
+            if let (other @ Reply::Refused { .. }, _) = answers.next().await? {
+                // One broken container must not keep the others without a keeper.
+                tracing::error!(error = %super::requests::unexpected(other), "handing over to the keeper");
+            }
+        }
+        Ok((link, ended))
+    }
+
+    /// The keeper is dead: reaps it, and sees to it that its children are reaped.
+    fn bury(self: &Arc<Self>) {
+        let child = lock(&self.child).take();
+        if let Some(mut child) = child {
+            // Where it only hung up it must not live on beside its successor.
+            let _ = child.try_wait().map(|status| status.is_none().then(|| child.kill()));
+            std::thread::spawn(move || child.wait());
+        }
+        let mut table = lock(&self.table);
+        let table = &mut *table;
+        for (id, entry) in &table.entries {
+            if entry.exit.borrow().is_none() && entry.reaped.is_none() && table.watched.insert(id.clone()) {
+                tokio::spawn(Arc::clone(self).reap(id.clone(), Arc::clone(&entry.pidfd)));
+            }
+        }
+        if !self.sweeps.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::downgrade(self)));
+        }
+    }
+
+    /// Waits for the end of a process that may be our child by now.
+    async fn reap(self: Arc<Self>, id: String, pidfd: Arc<OwnedFd>) {
+        let duplicate = pidfd.as_ref().try_clone();
+        let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) else { return };
+        let _ = ended.readable().await;
+        // ECHILD: another's child, whose end the keeper learns from the kernel.
+        let status = match pidfd::reap(pidfd.as_fd()) {
+            Ok(Some(pidfd::Ended::Code(code))) => Some(Status::Code(code)),
+            Ok(Some(pidfd::Ended::Signal(signal))) => Some(Status::Signal(signal)),
+            _ => None,
+        };
+        let exit = status.map(|status| Exit { status, finished_at: now() });
+        {
+            let mut table = lock(&self.table);
+            table.watched.remove(&id);
+            let entry = table.entries.get_mut(&id).filter(|entry| Arc::ptr_eq(&entry.pidfd, &pidfd));
+            let Some((entry, exit)) = entry.zip(exit) else { return };
+            entry.reaped = Some(exit);
+        }
+        if let Some(exit) = exit {
+            // If the keeper dies before it hears this, the next is given it with the rest.
+            let _ = self.ask(&Request::Reaped { id, exit }, Vec::new()).await;
+        }
+    }
+}
+
+fn no_keeper() -> Error {
+    Error::unavailable("the keeper does not answer")
+}
+
+/// Brings a new keeper up whenever one has died.
+async fn supervise(shared: std::sync::Weak<Shared>, mut ended: tokio::task::JoinHandle<()>) {
+    let mut pause = Duration::ZERO;
+    loop {
+        let since = Instant::now();
+        let _ = (&mut ended).await;
+        let Some(shared) = shared.upgrade() else { return };
+        tracing::warn!("the keeper is gone; starting another");
+        shared.link.send_replace(None);
+        shared.bury();
+        pause = if since.elapsed() > STABLE { Duration::ZERO } else { pause };
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).clamp(Duration::from_millis(20), LONGEST_PAUSE);
+            match shared.hand_over().await {
+                Ok((link, next)) => {
+                    shared.link.send_replace(Some(link));
+                    ended = next;
+                    break;
+                }
+                Err(e) if e.kind == Kind::Unavailable => shared.bury(),
+                Err(e) => {
+                    tracing::error!(error = %e, "starting a keeper");
+                    shared.bury();
+                }
+            }
+        }
+    }
+}
+
+/// Reaps those who became our children by a keeper's death and whom nobody knows. Our own commands
+/// are of our session; containers and what they leave behind never are.
+async fn sweep(shared: std::sync::Weak<Shared>) {
+    let own = rustix::process::getsid(None).ok().map(|sid| sid.as_raw_nonzero().get());
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let known: HashSet<i32> = lock(&shared.table).entries.values().map(|entry| entry.pid).collect();
+        for pid in children() {
+            if !known.contains(&pid) && zombie_session(pid).is_some_and(|sid| Some(sid) != own) {
+                pidfd::reap_pid(pid);
+            }
+        }
+    }
+}
+
+fn children() -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect()
+}
+
+/// The session of a process that has ended and is not reaped.
+fn zombie_session(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // pid (comm) state ppid pgrp session
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    (fields.next() == Some("Z")).then(|| fields.nth(2)?.parse().ok()).flatten()
+}

@@ -1,0 +1,184 @@
+//! The daemon's duplicates of all that the keeper holds.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Exit, Hold, Output, Process, RoleKind, Source, State};
+use crate::keeper::plan::Bytes;
+use crate::keeper::protocol::{OutputFds, Phase, Record, SourceFds};
+use crate::{Error, Result};
+
+#[derive(Default)]
+pub struct Table {
+    pub entries: HashMap<String, Entry>,
+    pub holds: HashMap<String, Hold>,
+    /// Being spawned, with the exit if it was told before the spawn was.
+    pub spawning: HashMap<String, Option<Exit>>,
+    /// Those that became our children when their keeper died, by what reaps them.
+    pub watched: HashSet<String>,
+}
+
+pub struct Entry {
+    pub role: RoleKind,
+    /// argv[0].
+    pub name: Bytes,
+    pub pid: i32,
+    pub joins: bool,
+    pub phase: Phase,
+    pub pidfd: Arc<OwnedFd>,
+    pub channel: Option<Arc<OwnedFd>>,
+    pub report: Option<Arc<OwnedFd>>,
+    pub output: Option<Output>,
+    /// Reaped by us; told to everybody when its log is whole.
+    pub reaped: Option<Exit>,
+    pub exit: watch::Sender<Option<Exit>>,
+}
+
+impl Entry {
+    pub fn process(&self, id: &str) -> Process {
+        Process {
+            id: id.to_owned(),
+            role: self.role,
+            pid: self.pid,
+            pidfd: Arc::clone(&self.pidfd),
+            exit: self.exit.subscribe(),
+        }
+    }
+
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Preparing { parks: true } | Phase::Parked | Phase::Released => State::Parked,
+            Phase::Preparing { parks: false } => State::Running { started_at: 0 },
+            Phase::Running { started_at } => State::Running { started_at },
+            Phase::Exited { started_at, exit } => State::Exited { started_at, exit },
+        }
+    }
+
+    /// For the next keeper; descriptors are appended to `fds`.
+    pub fn record(&self, id: &str, fds: &mut Vec<Arc<OwnedFd>>) -> Record {
+        let started_at = match self.phase {
+            Phase::Running { started_at } | Phase::Exited { started_at, .. } => started_at,
+            _ => 0,
+        };
+        let phase = match self.reaped {
+            Some(exit) => Phase::Exited { started_at, exit },
+            None => self.phase,
+        };
+        Record {
+            id: id.to_owned(),
+            role: self.role,
+            name: self.name.clone(),
+            pid: self.pid,
+            joins: self.joins,
+            phase,
+            pidfd: place(fds, &self.pidfd),
+            channel: self.channel.as_ref().map(|fd| place(fds, fd)),
+            report: self.report.as_ref().map(|fd| place(fds, fd)),
+            output: self.output.as_ref().map(|output| output_fds(output, fds)),
+        }
+    }
+
+    /// What a keeper had held for a daemon before us.
+    pub fn from_record(record: Record, fds: Vec<OwnedFd>) -> Result<(String, Self)> {
+        let fds: Vec<Arc<OwnedFd>> = fds.into_iter().map(Arc::new).collect();
+        let get = |place: u16| {
+            fds.get(usize::from(place))
+                .cloned()
+                .ok_or_else(|| Error::internal("the keeper's snapshot lacks a descriptor"))
+        };
+        let output = |output: OutputFds| {
+            Ok::<_, Error>(Output {
+                note: get(output.note)?,
+                source: match output.source {
+                    SourceFds::Pipes { stdout, stderr } => {
+                        Source::Pipes { stdout: get(stdout)?, stderr: get(stderr)? }
+                    }
+                    SourceFds::Terminal { master, pipe_read, pipe_write } => {
+                        Source::Terminal { master: get(master)?, pipe: (get(pipe_read)?, get(pipe_write)?) }
+                    }
+                },
+                log: output.log.map(get).transpose()?,
+                stdin: output.stdin.map(get).transpose()?,
+            })
+        };
+        let exit = match record.phase {
+            Phase::Exited { exit, .. } => Some(exit),
+            _ => None,
+        };
+        let entry = Entry {
+            role: record.role,
+            name: record.name,
+            pid: record.pid,
+            joins: record.joins,
+            phase: record.phase,
+            pidfd: get(record.pidfd)?,
+            channel: record.channel.map(get).transpose()?,
+            report: record.report.map(get).transpose()?,
+            output: record.output.map(output).transpose()?,
+            reaped: None,
+            exit: watch::Sender::new(exit),
+        };
+        Ok((record.id, entry))
+    }
+}
+
+pub fn place(fds: &mut Vec<Arc<OwnedFd>>, fd: &Arc<OwnedFd>) -> u16 {
+    fds.push(Arc::clone(fd));
+    (fds.len() - 1) as u16
+}
+
+pub fn output_fds(output: &Output, fds: &mut Vec<Arc<OwnedFd>>) -> OutputFds {
+    OutputFds {
+        note: place(fds, &output.note),
+        source: match &output.source {
+            Source::Pipes { stdout, stderr } => {
+                SourceFds::Pipes { stdout: place(fds, stdout), stderr: place(fds, stderr) }
+            }
+            Source::Terminal { master, pipe: (read, write) } => SourceFds::Terminal {
+                master: place(fds, master),
+                pipe_read: place(fds, read),
+                pipe_write: place(fds, write),
+            },
+        },
+        log: output.log.as_ref().map(|fd| place(fds, fd)),
+        stdin: output.stdin.as_ref().map(|fd| place(fds, fd)),
+    }
+}
+
+impl Table {
+    /// A process has ended and its log is whole.
+    pub fn exited(&mut self, id: &str, exit: Exit) {
+        if let Some(early) = self.spawning.get_mut(id) {
+            *early = Some(exit);
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.settle(exit);
+        // The keeper has dropped it as well.
+        if entry.role == RoleKind::Exec {
+            self.entries.remove(id);
+        }
+    }
+}
+
+impl Entry {
+    fn settle(&mut self, exit: Exit) {
+        let started_at = match self.phase {
+            Phase::Running { started_at } => started_at,
+            _ => 0,
+        };
+        if !matches!(self.phase, Phase::Exited { .. }) {
+            self.phase = Phase::Exited { started_at, exit };
+        }
+        self.channel = None;
+        self.report = None;
+        self.exit.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(exit);
+            first
+        });
+    }
+}

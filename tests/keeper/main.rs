@@ -1,0 +1,7 @@
+//! The keeper against the real kernel. Needs root; nothing is mocked.
+
+mod death;
+mod join;
+mod spawn;
+mod support;
+mod upgrade;
