@@ -188,11 +188,6 @@ impl Keeper {
         self.shared.start(id).await
     }
 
-    /// Whether a keeper answers now.
-    pub fn alive(&self) -> bool {
-        todo!()
-    }
-
     /// Takes fds into keeping under `key`, replacing what was there.
     pub async fn hold(&self, hold: Hold) -> Result<()> {
         self.shared.hold(hold).await

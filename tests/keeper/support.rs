@@ -10,6 +10,7 @@ use podwright::keeper::client::{self, Config, Keeper, Output, Process, Role, Sna
 use podwright::keeper::plan::{
     CgroupEntry, DeviceKind, Exec, Fd, Identity, PidNamespace, Program, SpawnPlan, Step,
 };
+use podwright::keeper::protocol::Phase;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{Mutex, MutexGuard};
@@ -25,9 +26,15 @@ pub const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 pub struct Node {
-    pub folder: tempfile::TempDir,
+    // Goes first: as long as there is a client it starts the next keeper.
     pub keeper: Keeper,
+    files: Files,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// Ends the keeper and all that it looks after.
+struct Files {
+    folder: tempfile::TempDir,
 }
 
 impl Node {
@@ -37,11 +44,11 @@ impl Node {
         make_rootfs(&folder.path().join("rootfs"));
         let (keeper, snapshot) = connect(folder.path()).await;
         assert!(snapshot.processes.is_empty());
-        Self { folder, keeper, _alone: alone }
+        Self { keeper, files: Files { folder }, _alone: alone }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.files.folder.path().join(name)
     }
 
     pub fn keeper_pid(&self) -> i32 {
@@ -50,7 +57,7 @@ impl Node {
 
     /// What a daemon that is started again does.
     pub async fn reconnect(&mut self) -> Snapshot {
-        let (keeper, snapshot) = connect(self.folder.path()).await;
+        let (keeper, snapshot) = connect(self.files.folder.path()).await;
         self.keeper = keeper;
         snapshot
     }
@@ -125,17 +132,19 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for Files {
     fn drop(&mut self) {
-        let Ok(status) = client::observe(&self.path("state")) else { return };
-        for process in &status.processes {
-            if let Some(pid) = Pid::from_raw(process.pid).filter(|_| process.pid > 1) {
-                if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-                    let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-                }
+        let Ok(status) = client::observe(&self.folder.path().join("state")) else { return };
+        let pids = status
+            .processes
+            .iter()
+            .filter(|process| !matches!(process.phase, Phase::Exited { .. }))
+            .map(|p| p.pid);
+        for pid in pids.chain([status.pid]).filter_map(Pid::from_raw) {
+            if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
             }
         }
-        self.kill_keeper();
     }
 }
 

@@ -108,7 +108,10 @@ impl Control {
     /// Takes a process into the table and watches it.
     pub(super) fn add_process(&mut self, process: Process) -> io::Result<u64> {
         let number = self.number();
-        self.watch(process.pidfd.as_fd(), Token::Pidfd(number))?;
+        // One that has ended would be readable for ever.
+        if process.exit.is_none() {
+            self.watch(process.pidfd.as_fd(), Token::Pidfd(number))?;
+        }
         if let Some(channel) = &process.channel {
             self.watch(channel.as_fd(), Token::Channel(number))?;
         }
@@ -215,6 +218,14 @@ impl Control {
         let Some(process) = self.processes.get_mut(&number) else { return };
         process.helper = Some(std::mem::replace(&mut process.pidfd, Arc::new(pidfd)));
         process.pid = pid;
+    }
+
+    /// Watches a helper that a predecessor had not reaped yet.
+    pub(super) fn watch_helper(&self, number: u64) -> io::Result<()> {
+        match self.processes.get(&number).and_then(|process| process.helper.as_ref()) {
+            Some(helper) => self.watch(helper.as_fd(), Token::Helper(number)),
+            None => Ok(()),
+        }
     }
 
     /// The helper of a final process has ended, as it should.

@@ -222,14 +222,10 @@ impl Control {
                 reopen: process.reopen.into_iter().map(waiter).collect(),
                 forget: process.forget.map(waiter),
             };
-            let ended = taken.exit.is_some();
-            let pidfd = Arc::clone(&taken.pidfd);
             // Waiters name processes and connections by their numbers, which stay.
             self.next_number = process.number;
             let number = self.add_process(taken)?;
-            if ended {
-                self.unwatch(pidfd.as_ref());
-            }
+            self.watch_helper(number)?;
             self.add_log(number)?;
             self.resume_end(number);
         }
