@@ -1,4 +1,14 @@
 //! Configuration: TOML with drop-ins, then flags.
+//!
+//! ```text
+//! defaults ◀ config.toml ◀ config.toml.d/10-a.toml ◀ config.toml.d/20-b.toml ◀ flags
+//! ```
+//!
+//! Tables merge key by key and the later wins; an array is replaced as a whole.
+
+mod load;
+mod message;
+mod validate;
 
 use std::path::PathBuf;
 
@@ -19,10 +29,10 @@ pub struct Config {
     pub state: PathBuf,
     /// Where pods' network namespaces are pinned.
     pub netns_dir: PathBuf,
+    /// trace, debug, info, warn, error or off; or tracing's directives, as in `warn,podwright=debug`.
     pub log_level: String,
     /// The keeper's executable; empty: `podwright-keeper` beside this one.
     pub keeper: PathBuf,
-    /// Shown as `crictl info`'s and metrics' runtime handler names beside "".
     pub cgroup: CgroupConfig,
     pub network: NetworkConfig,
     pub image: ImageConfig,
@@ -40,17 +50,23 @@ pub struct CgroupConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
+    /// None: CNI where it is configured, else builtin.
     pub mode: Option<Mode>,
+    /// Of the builtin network; made when it is first used.
     pub bridge: String,
+    /// IPv4, of the builtin network; its first address is the bridge's.
     pub subnet: String,
+    /// Of the pods' interfaces; None: that of the node's default route.
     pub mtu: Option<u32>,
     pub cni_conf_dir: PathBuf,
+    /// Searched in this order.
     pub cni_bin_dirs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageConfig {
+    /// host[:port] of registries that are spoken to without TLS. Loopback ones always are.
     pub insecure_registries: Vec<String>,
 }
 
@@ -104,3 +120,9 @@ impl Default for ContainerConfig {
         Self { nofile: (1 << 16, 1 << 20), volume_timeout: 20 }
     }
 }
+
+/// What `podwright config default` prints, and `manifests/config.toml` holds.
+pub const DEFAULT: &str = include_str!("../manifests/config.toml");
+
+/// Where the configuration is when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/podwright/config.toml";

@@ -310,6 +310,14 @@ impl Network {
     }
 }
 
+/// Whether the builtin network can use a subnet.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the reason.
+pub fn check_subnet(subnet: &str) -> Result<()> {
+    subnet.parse::<builtin::subnet::Subnet>().map(drop)
+}
+
 /// An address and a prefix length that it has.
 fn is_subnet(text: &str) -> bool {
     let Some((address, prefix)) = text.split_once('/') else { return false };

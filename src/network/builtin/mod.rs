@@ -19,7 +19,7 @@
 mod address;
 mod bridge;
 mod masquerade;
-mod subnet;
+pub(super) mod subnet;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};

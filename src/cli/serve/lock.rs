@@ -1,0 +1,61 @@
+//! One daemon per directory: two would undo each other's work.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::error::Step;
+use crate::{Error, Result};
+
+/// `DIR/podwright.lock`, with our PID in it, held until it is dropped; the kernel lets go of it
+/// with the process, however that ends.
+pub(super) fn take(dir: &Path) -> Result<File> {
+    fs::create_dir_all(dir).step(|| format!("making {}", dir.display()))?;
+    let path = dir.join("podwright.lock");
+    let step = || format!("locking {}", path.display());
+    let mut options = File::options();
+    let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).step(step)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(held(dir, &mut file)),
+        Err(errno) => return Err(Error::io(step(), errno)),
+    }
+    file.set_len(0).step(step)?;
+    file.seek(SeekFrom::Start(0)).step(step)?;
+    writeln!(file, "{}", std::process::id()).step(step)?;
+    Ok(file)
+}
+
+fn held(dir: &Path, file: &mut File) -> Error {
+    let mut pid = String::new();
+    // The holder may not have written it yet.
+    let _ = file.read_to_string(&mut pid);
+    let who = match pid.trim() {
+        "" => String::new(),
+        pid => format!(" (pid {pid})"),
+    };
+    Error::precondition(format!(
+        "another podwright{who} works on {}; give this one directories of its own with --state and --root",
+        dir.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused_with_the_first_ones_pid() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("a/b");
+        let first = take(&state).unwrap();
+        let refusal = take(&state).unwrap_err();
+        let pid = format!("(pid {})", std::process::id());
+        assert!(refusal.message.contains(&pid), "{refusal}");
+        drop(first);
+        take(&state).unwrap();
+    }
+}
