@@ -72,8 +72,9 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let info = request.get_ref().verbose.then(|| encode::node::info(&self.node, &self.host));
-        answer(encode::node::status(self.node.ready(), self.node.network.ready(), info)?)
+        let verbose = request.get_ref().verbose;
+        let info = verbose.then(|| encode::node::info(&self.node.config, &self.host)).unwrap_or_default();
+        answer(encode::node::status(self.node.ready(), self.node.network.ready(), info))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
@@ -387,4 +388,40 @@ fn events(
         }
     });
     Box::pin(events.take_until(Box::pin(stopped)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use crate::pod::events::{EventKind, Events};
+
+    fn event(id: &str) -> Event {
+        let container_id = id.to_owned();
+        Event { container_id, kind: EventKind::Started, created_at: 1, pod: None, containers: vec![] }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_was_too_slow_is_told_so_and_cut_off() {
+        let sender = Events::default();
+        let (_stop, stopping) = watch::channel(false);
+        let mut stream = events(sender.subscribe(), stopping);
+        sender.send(|| event("first"));
+        assert_eq!(stream.next().await.unwrap().unwrap().container_id, "first");
+        (0..1025).for_each(|i| sender.send(|| event(&i.to_string())));
+        let status = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("missed 1 event"), "{status}");
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn event_streams_end_when_the_server_stops() {
+        let sender = Events::default();
+        let (stop, stopping) = watch::channel(false);
+        let mut stream = events(sender.subscribe(), stopping);
+        stop.send(true).unwrap();
+        assert!(stream.next().await.is_none());
+    }
 }

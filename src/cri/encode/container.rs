@@ -140,3 +140,69 @@ pub(in crate::cri) fn status_response(
         info: info.as_ref().map(super::info).transpose()?.unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::encode::fixtures;
+
+    #[test]
+    fn behaviour_4_what_kubelet_needs_is_there_in_every_state() {
+        for state in [State::Created, State::Running, State::Exited, State::Unknown] {
+            let status = status(ContainerStatus { state, ..fixtures::container() });
+            assert_eq!(status.id, "c1");
+            assert_eq!(status.metadata.unwrap(), wire::ContainerMetadata { name: "c".into(), attempt: 2 });
+            assert_eq!(status.created_at, 12);
+            assert!(!status.image.unwrap().image.is_empty() && !status.image_ref.is_empty());
+        }
+    }
+
+    #[test]
+    fn behaviour_5_the_image_is_what_the_user_wrote() {
+        let status = status(fixtures::container());
+        assert_eq!(status.image.unwrap().image, "busybox:1.36");
+        assert_eq!(status.image_id, "sha256:1f");
+        assert_eq!(status.image_ref, "docker.io/library/busybox@sha256:2e");
+        let item = item(fixtures::container());
+        assert_eq!((item.image_id, item.pod_sandbox_id), ("sha256:1f".into(), "p1".into()));
+    }
+
+    #[test]
+    fn behaviour_9_a_created_container_has_no_other_times() {
+        let status = status(fixtures::container());
+        assert_eq!((status.started_at, status.finished_at), (0, 0));
+        assert_eq!(status.state(), wire::ContainerState::ContainerCreated);
+    }
+
+    #[test]
+    fn behaviour_10_the_reason_is_literal() {
+        let killed = ContainerStatus {
+            state: State::Exited,
+            exit_code: 137,
+            reason: "OOMKilled".into(),
+            ..fixtures::container()
+        };
+        let status = status(killed);
+        assert_eq!((status.reason.as_str(), status.exit_code), ("OOMKilled", 137));
+    }
+
+    #[test]
+    fn what_is_in_force_is_shown() {
+        let status = status(fixtures::container());
+        assert_eq!(status.resources.as_ref().unwrap().linux.as_ref().unwrap().memory_limit_in_bytes, 5 << 20);
+        let user = status.user.as_ref().unwrap().linux.as_ref().unwrap();
+        assert_eq!((user.uid, user.gid, user.supplemental_groups.as_slice()), (7, 8, &[8, 9][..]));
+        assert_eq!(status.stop_signal(), wire::Signal::Sigusr1);
+        let mount = &status.mounts[0];
+        assert!(mount.readonly && mount.recursive_read_only);
+        assert_eq!(mount.propagation(), wire::MountPropagation::PropagationPrivate);
+    }
+
+    #[test]
+    fn verbose_information_is_json() {
+        let info = serde_json::json!({ "pid": 5 });
+        let answer = status_response(fixtures::container(), Some(info)).unwrap();
+        assert_eq!(answer.info["info"], "{\"pid\":5}");
+        assert!(status_response(fixtures::container(), None).unwrap().info.is_empty());
+    }
+}

@@ -83,8 +83,6 @@ const IO_STALLED: Metric = Metric(
 );
 const FS_USAGE: Metric =
     Metric("container_fs_usage_bytes", "Bytes used by the writable layer.", Gauge, &["device"]);
-const FS_INODES: Metric =
-    Metric("container_fs_inodes_used", "Inodes used by the writable layer.", Gauge, &["device"]);
 
 const TASKS: Metric = Metric("container_threads", "Tasks in the cgroup.", Gauge, &[]);
 const STARTED: Metric =
@@ -127,7 +125,7 @@ const ALL: &[&Metric] = &[
     &IO_WAITING,
     &IO_STALLED,
     &FS_USAGE,
-    &FS_INODES, // disk
+    // disk
     &TASKS,
     &STARTED,
     &SEEN, // processes
@@ -167,7 +165,6 @@ fn container(pod: &PodSpec, of: &ContainerStats) -> wire::ContainerMetrics {
     let mut set = Set::new(pod, &status.spec.name.name, &status.id, image);
     set.cgroup(&of.stats);
     set.add_with(&FS_USAGE, of.writable_layer.bytes, &[&of.mountpoint]);
-    set.add_with(&FS_INODES, of.writable_layer.inodes, &[&of.mountpoint]);
     let limits = &status.resources;
     set.add(&CPU_PERIOD, positive(limits.cpu_period));
     set.add(&CPU_QUOTA, positive(limits.cpu_quota));
@@ -255,4 +252,65 @@ fn seconds(nanos: i64) -> u64 {
 /// A limit as a metric has it: none at all is 0.
 fn positive(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cgroup::{MemoryStats, Psi};
+    use crate::cri::encode::fixtures;
+    use crate::image::Usage;
+
+    fn stats() -> Stats {
+        Stats {
+            cpu_usage: Some(2_900_000_000),
+            memory: Some(MemoryStats { usage: 9, ..Default::default() }),
+            swap_usage: Some(1),
+            pids: Some(3),
+            cpu_psi: Some(Psi::default()),
+            memory_psi: Some(Psi::default()),
+            io_psi: Some(Psi::default()),
+            ..Default::default()
+        }
+    }
+
+    fn full() -> wire::PodSandboxMetrics {
+        let container = ContainerStats {
+            container: fixtures::container(),
+            stats: stats(),
+            usage_nano_cores: None,
+            writable_layer: Usage { bytes: 7, inodes: 1 },
+            mountpoint: "/var/lib/podwright".into(),
+        };
+        pod(PodStats {
+            pod: fixtures::pod(),
+            stats: stats(),
+            usage_nano_cores: None,
+            interfaces: vec![InterfaceStats { name: "eth0".into(), rx_bytes: 5, ..Default::default() }],
+            containers: vec![container],
+        })
+    }
+
+    #[test]
+    fn every_metric_is_described_and_every_description_is_used() {
+        let described: BTreeMap<_, _> =
+            descriptors().into_iter().map(|d| (d.name, d.label_keys.len())).collect();
+        let pod = full();
+        let metrics = pod.metrics.iter().chain(&pod.container_metrics[0].metrics);
+        let used: BTreeMap<_, _> = metrics.map(|m| (m.name.clone(), m.label_values.len())).collect();
+        assert_eq!(used, described);
+        assert_eq!(described.len(), ALL.len(), "a name occurs twice");
+    }
+
+    #[test]
+    fn labels_name_the_pod_and_the_container() {
+        let pod = full();
+        let received = pod.metrics.iter().find(|m| m.name == "container_network_receive_bytes_total");
+        assert_eq!(received.unwrap().label_values, ["web", "default", "", "p1", "", "eth0"]);
+        let cpu = pod.container_metrics[0].metrics.iter().find(|m| m.name == CPU.0).unwrap();
+        assert_eq!(cpu.label_values, ["web", "default", "c", "c1", "busybox:1.36"]);
+        assert_eq!(cpu.value.unwrap().value, 2);
+    }
 }

@@ -1,6 +1,8 @@
 //! From views of the node to the wire. Nothing here can fail but for JSON.
 
 pub(super) mod container;
+#[cfg(test)]
+pub(super) mod fixtures;
 pub(super) mod image;
 pub(super) mod metrics;
 pub(super) mod node;

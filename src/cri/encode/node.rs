@@ -1,12 +1,13 @@
 //! The node: version, status, configuration.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use crate::cgroup::Driver;
+use crate::config::Config;
 use crate::cri::decode::{Host, RUNTIME_HANDLERS};
 use crate::cri::wire;
-use crate::error::Result;
-use crate::node::Node;
 
 pub(in crate::cri) fn version() -> wire::VersionResponse {
     wire::VersionResponse {
@@ -22,8 +23,8 @@ pub(in crate::cri) fn version() -> wire::VersionResponse {
 pub(in crate::cri) fn status(
     runtime: Result<(), String>,
     network: Result<(), String>,
-    info: Option<serde_json::Value>,
-) -> Result<wire::StatusResponse> {
+    info: BTreeMap<String, String>,
+) -> wire::StatusResponse {
     let conditions = vec![
         condition("RuntimeReady", "RuntimeNotReady", runtime),
         condition("NetworkReady", "NetworkPluginNotReady", network),
@@ -35,16 +36,16 @@ pub(in crate::cri) fn status(
             user_namespaces: false,
         }),
     };
-    Ok(wire::StatusResponse {
+    wire::StatusResponse {
         status: Some(wire::RuntimeStatus { conditions }),
-        info: info.as_ref().map(super::info).transpose()?.unwrap_or_default(),
+        info,
         runtime_handlers: RUNTIME_HANDLERS.iter().map(handler).collect(),
         features: Some(wire::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
             mount_options: false,
         }),
-    })
+    }
 }
 
 fn condition(kind: &str, reason: &str, state: Result<(), String>) -> wire::RuntimeCondition {
@@ -60,15 +61,13 @@ fn condition(kind: &str, reason: &str, state: Result<(), String>) -> wire::Runti
     }
 }
 
-/// For `crictl info`.
-pub(in crate::cri) fn info(node: &Node, host: &Host) -> serde_json::Value {
-    json!({
-        "config": node.config,
-        "version": env!("CARGO_PKG_VERSION"),
-        "pid": std::process::id(),
-        "appArmor": host.apparmor,
-        "seLinux": host.selinux,
-    })
+/// For `crictl info`, which shows each entry under its key.
+pub(in crate::cri) fn info(config: &Config, host: &Host) -> BTreeMap<String, String> {
+    let host = json!({ "appArmor": host.apparmor, "seLinux": host.selinux });
+    let daemon = json!({ "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id() });
+    [("config", json!(config)), ("host", host), ("daemon", daemon)]
+        .map(|(key, value)| (key.to_owned(), value.to_string()))
+        .into()
 }
 
 pub(in crate::cri) fn runtime_config(driver: Driver) -> wire::RuntimeConfigResponse {
@@ -87,7 +86,7 @@ mod tests {
 
     #[test]
     fn behaviour_31_both_conditions_are_there_with_the_reason() {
-        let answer = status(Ok(()), Err("no CNI configuration in /etc/cni/net.d".into()), None).unwrap();
+        let answer = status(Ok(()), Err("no CNI configuration in /etc/cni/net.d".into()), Default::default());
         let conditions = answer.status.unwrap().conditions;
         let [runtime, network] = conditions.as_slice() else { panic!("{conditions:?}") };
         assert_eq!((runtime.r#type.as_str(), runtime.status), ("RuntimeReady", true));
@@ -98,11 +97,19 @@ mod tests {
 
     #[test]
     fn behaviour_31_the_default_handler_has_the_empty_name() {
-        let answer = status(Ok(()), Ok(()), None).unwrap();
+        let answer = status(Ok(()), Ok(()), Default::default());
         let default = answer.runtime_handlers.iter().find(|h| h.name.is_empty()).unwrap();
         let features = default.features.unwrap();
         assert!(features.recursive_read_only_mounts && !features.user_namespaces);
         assert!(answer.features.unwrap().supplemental_groups_policy);
+    }
+
+    #[test]
+    fn verbose_information_is_json_under_keys() {
+        let info = info(&Config::default(), &Host::default());
+        let config: Config = serde_json::from_str(&info["config"]).unwrap();
+        assert_eq!(config, Config::default());
+        assert!(info["host"].contains("appArmor"));
     }
 
     #[test]

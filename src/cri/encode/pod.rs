@@ -111,3 +111,49 @@ fn mode(mode: NamespaceMode) -> wire::NamespaceMode {
         NamespaceMode::Target => wire::NamespaceMode::Target,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::encode::fixtures;
+
+    #[test]
+    fn behaviour_14_the_timestamp_and_the_statuses_go_together() {
+        let full = status_response(fixtures::pod(), vec![fixtures::container()], None).unwrap();
+        assert_eq!(full.containers_statuses[0].id, "c1");
+        assert!(full.timestamp > 0);
+        assert!(status_response(fixtures::pod(), vec![], None).unwrap().timestamp > 0);
+    }
+
+    #[test]
+    fn behaviour_14_a_deleted_pods_event_has_its_id_and_no_status() {
+        let event = event(Event {
+            container_id: "p1".into(),
+            kind: EventKind::Deleted,
+            created_at: 5,
+            pod: None,
+            containers: vec![],
+        });
+        assert_eq!((event.container_id.as_str(), event.created_at), ("p1", 5));
+        assert_eq!(event.container_event_type(), wire::ContainerEventType::ContainerDeletedEvent);
+        assert_eq!(event.pod_sandbox_status, None);
+    }
+
+    #[test]
+    fn behaviour_33_the_first_address_is_the_primary_one() {
+        let network = status(fixtures::pod()).network.unwrap();
+        assert_eq!(network.ip, "10.88.0.2");
+        assert_eq!(network.additional_ips, [wire::PodIp { ip: "fd00::2".into() }]);
+        let host = status(PodStatus { ips: vec![], ..fixtures::pod() }).network.unwrap();
+        assert_eq!(host, wire::PodSandboxNetworkStatus::default());
+    }
+
+    #[test]
+    fn behaviour_8_names_and_annotations_come_back() {
+        let item = item(PodStatus { ready: false, ..fixtures::pod() });
+        assert_eq!(item.annotations["a/b"], "c=d");
+        assert_eq!(item.state(), wire::PodSandboxState::SandboxNotready);
+        let metadata = item.metadata.unwrap();
+        assert_eq!((metadata.name.as_str(), metadata.uid.as_str(), metadata.attempt), ("web", "u1", 1));
+    }
+}
