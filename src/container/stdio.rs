@@ -72,7 +72,8 @@ pub fn open_note(directory: &Path) -> Result<OwnedFd> {
 
 /// Opens a log for appending (mode 0640; BEHAVIOUR 17), its directory made if missing.
 pub fn open_log(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // Readable, since the copier compares its end with what a predecessor noted.
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
     // A FIFO or a terminal in a log's place must not hang the daemon.
     let open = || rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::from_raw_mode(0o640));
     let log = match open() {
