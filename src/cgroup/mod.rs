@@ -362,13 +362,31 @@ impl Cgroups {
         devices::allow(&self.0.layout, &cgroup.path, rules)
     }
 
+    /// What the container's /sys/fs/cgroup is made of: each directory to show, and its name there
+    /// (empty on a unified host, where the one directory is all of it).
+    pub fn views(&self, cgroup: &Cgroup) -> Vec<(String, std::path::PathBuf)> {
+        let unified = self.0.layout.v1.is_empty();
+        let view = |mount: &str| {
+            let name = if unified { "" } else { path::base(mount) };
+            (name.to_owned(), format!("{mount}{}", cgroup.path).into())
+        };
+        self.0.layout.mounts().map(view).collect()
+    }
+
     /// The cgroup that the keeper runs in, made if missing: files to write a pid to.
     pub fn keeper_procs(&self) -> Result<Vec<std::path::PathBuf>> {
         self.0.make_root()?;
-        let name = if self.0.systemd.is_some() { "podwright-keeper.scope" } else { "keeper" };
-        let path = format!("{}/{name}", self.0.root);
+        let path = format!("{}/{}", self.0.root, self.0.keeper());
         tree::make(&self.0.layout, &path, false)?;
         Ok(self.0.layout.mounts().map(|mount| format!("{mount}{path}/cgroup.procs").into()).collect())
+    }
+
+    /// Tells systemd of a keeper that went there and that has no unit of its own. Nothing to do with
+    /// the cgroupfs driver.
+    pub async fn adopt_keeper(&self, pid: i32) -> Result<()> {
+        let Some(systemd) = &self.0.systemd else { return Ok(()) };
+        let slice = path::base(&self.0.root);
+        systemd.start_scope(&self.0.keeper(), slice, pid, &Resources::default()).await
     }
 
     /// Removes what a half-made cgroup left, and returns why it is half-made.
@@ -384,6 +402,14 @@ impl Inner {
     /// The directory of a pod or container below the pod's parent.
     fn leaf(&self, id: &str) -> String {
         if self.systemd.is_some() { systemd::scope_name(id) } else { id.to_owned() }
+    }
+
+    /// The keeper's directory below the root; a scope's name is one for the whole host.
+    fn keeper(&self) -> String {
+        match path::base(&self.root).strip_suffix(".slice") {
+            Some(stem) if self.systemd.is_some() => format!("{stem}-keeper.scope"),
+            _ => "keeper".to_owned(),
+        }
     }
 
     fn make_root(&self) -> Result<()> {

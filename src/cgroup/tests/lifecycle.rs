@@ -19,6 +19,10 @@ async fn a_pod_with_a_container_and_an_exec_lives_and_goes() {
     let paths: Vec<&str> = text.lines().filter_map(|l| l.splitn(3, ':').nth(2)).collect();
     assert!(paths.iter().all(|p| *p == container.path), "in every hierarchy: {text}");
 
+    let views = c.views(&container);
+    assert!(views.iter().all(|(_, source)| source.is_dir()), "{views:?}");
+    assert_eq!(views.iter().any(|(name, _)| name.is_empty()), c.layout() == "unified");
+
     let exec = c.create_exec(&container, "e1").unwrap();
     let command = scratch.run(&exec, "sleep 1000 & sleep 1000");
     assert_eq!(c.wait_empty(&exec, Duration::ZERO).await.unwrap_err().kind, Kind::DeadlineExceeded);
