@@ -78,6 +78,18 @@ impl Assembler {
         self.push(code, (here - yes) as u8, (here - no) as u8, k)
     }
 
+    /// `target`, or what follows if it begins with a load of the word at `offset`: for who has that in the
+    /// accumulator.
+    pub fn past_load(&self, target: Target, offset: u32) -> Target {
+        match target {
+            Target::Label(label) if label > 1 => match self.reversed[label - 1] {
+                Instruction { code: LOAD, k, .. } if k == offset => Target::Label(label - 1),
+                _ => target,
+            },
+            _ => target,
+        }
+    }
+
     /// The program, beginning at `start`.
     pub fn finish(mut self, start: Target) -> Vec<Instruction> {
         let start = self.place(start);

@@ -7,17 +7,20 @@
 //! The meaning of a profile is what runc and libseccomp make of it, since that is what profiles on
 //! nodes were tried with:
 //! - A rule whose action is the default action is dropped. The first rule without conditions for a
-//!   call decides it, whatever others there are. Else the first rule whose conditions all hold does,
-//!   and the default action if none.
+//!   call decides it, whatever others there are. Else the narrowest rule whose conditions all hold
+//!   does (see [`Condition::precedence`]), whatever their order, and the default action if none. Two
+//!   rules with the same conditions and different actions are refused.
 //! - A rule with two conditions on one argument stands for a rule for each of its conditions.
 //! - 32-bit architectures, x32 among them, compare the lower half of an argument.
 //! - On i386 a rule for a socket or IPC call is also one for its number in socketcall or ipc. The
 //!   conditions on the first argument are lost there.
 //! - Architectures that are not in the profile (the native one always is) get the thread killed.
-//! - Names that this version does not know are skipped. Numbers above the greatest that the profile
+//! - Names that this version does not know are skipped, unless they would then be let through though
+//!   the profile forbids them: that is refused (the others say nothing). Numbers above the greatest that the profile
 //!   names are newer than the profile: they get ENOSYS, so that libc takes its older way, unless the
 //!   default action lets calls through (ALLOW, LOG, TRACE).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
@@ -135,10 +138,7 @@ struct Policy {
 impl Policy {
     fn new(profile: &LinuxSeccomp) -> Result<Self> {
         let default = action(profile.default_action(), profile.default_errno_ret())?;
-        let lets_through = matches!(
-            profile.default_action(),
-            Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace
-        );
+        let lets_through = lets_through(profile.default_action());
         let listed = |arch| profile.architectures().as_ref().is_some_and(|list| list.contains(&arch));
         let mut policy = Self {
             default,
@@ -150,36 +150,47 @@ impl Policy {
         for syscall in profile.syscalls().iter().flatten() {
             let action = action(syscall.action(), syscall.errno_ret())?;
             let rules = alternatives(syscall)?;
+            let forbids = lets_through && !self::lets_through(syscall.action());
             for name in syscall.names() {
-                policy.add(name, &rules, action);
+                if forbids && !syscalls::known(name) {
+                    return Err(Error::invalid(format!(
+                        "it forbids {name:?}, a system call that podwright does not know and so cannot forbid"
+                    )));
+                }
+                policy.add(name, &rules, action).map_err(|e| e.during(format!("the rules for {name}")))?;
             }
+        }
+        for calls in
+            [Some(&mut policy.x86_64), policy.i386.as_mut(), policy.x32.as_mut()].into_iter().flatten()
+        {
+            calls.sort();
         }
         Ok(policy)
     }
 
     /// `rules`: each a list of conditions that must all hold.
-    fn add(&mut self, name: &str, rules: &[Vec<LinuxSeccompArg>], action: u32) {
+    fn add(&mut self, name: &str, rules: &[Vec<LinuxSeccompArg>], action: u32) -> Result<()> {
         let numbers = syscalls::numbers(name);
         let default = self.default;
         let add = |calls: &mut Calls, number: Option<u32>, width: Width| {
-            if let Some(number) = number {
-                calls.last = calls.last.max(number);
-                for rule in rules.iter().filter(|_| action != default) {
-                    let conditions = rule.iter().filter_map(|arg| condition(arg, width));
-                    calls.add(number, Rule { conditions: conditions.collect(), action });
-                }
-            }
+            let Some(number) = number else { return Ok(()) };
+            calls.last = calls.last.max(number);
+            rules.iter().filter(|_| action != default).try_for_each(|rule| {
+                let conditions = rule.iter().filter_map(|arg| condition(arg, width));
+                calls.add(number, Rule { conditions: conditions.collect(), action })
+            })
         };
-        add(&mut self.x86_64, numbers.and_then(|n| n.x86_64), Width::Whole);
+        add(&mut self.x86_64, numbers.and_then(|n| n.x86_64), Width::Whole)?;
         if let Some(x32) = &mut self.x32 {
-            add(x32, numbers.and_then(|n| n.x32), Width::LowerHalf);
+            add(x32, numbers.and_then(|n| n.x32), Width::LowerHalf)?;
         }
         if let Some(i386) = &mut self.i386 {
-            add(i386, numbers.and_then(|n| n.i386), Width::LowerHalf);
+            add(i386, numbers.and_then(|n| n.i386), Width::LowerHalf)?;
             if action != default {
-                i386.add_multiplexed(name, rules, action);
+                i386.add_multiplexed(name, rules, action)?;
             }
         }
+        Ok(())
     }
 
     fn i386(&self) -> Option<Vec<Span>> {
@@ -217,28 +228,57 @@ impl Policy {
 }
 
 impl Calls {
-    fn add(&mut self, number: u32, rule: Rule) {
+    fn add(&mut self, number: u32, rule: Rule) -> Result<()> {
         let rules = match self.verdicts.entry(number).or_insert_with(|| Verdict::When(Vec::new())) {
-            Verdict::Always(_) => return,
+            Verdict::Always(_) => return Ok(()),
             Verdict::When(rules) => rules,
         };
         if rule.conditions.is_empty() {
             self.verdicts.insert(number, Verdict::Always(rule.action));
-        } else if !rules.contains(&rule) {
-            rules.push(rule);
+            return Ok(());
         }
+        match rules.iter().find(|known| known.conditions == rule.conditions) {
+            None => rules.push(rule),
+            Some(known) if known.action == rule.action => {}
+            Some(_) => return Err(Error::invalid("two have the same conditions and different actions")),
+        }
+        Ok(())
     }
 
     /// The same rules for the call's number inside socketcall or ipc.
-    fn add_multiplexed(&mut self, name: &str, rules: &[Vec<LinuxSeccompArg>], action: u32) {
-        let Some(Multiplexed { outer, inner }) = syscalls::multiplexed(name) else { return };
-        for rule in rules {
+    fn add_multiplexed(&mut self, name: &str, rules: &[Vec<LinuxSeccompArg>], action: u32) -> Result<()> {
+        let Some(Multiplexed { outer, inner }) = syscalls::multiplexed(name) else { return Ok(()) };
+        rules.iter().try_for_each(|rule| {
             let test = Test::Equal { mask: u64::MAX, value: inner.into() };
             let mut conditions = vec![Condition { index: 0, test, negated: false, width: Width::LowerHalf }];
             let others = rule.iter().filter(|arg| arg.index() != 0);
             conditions.extend(others.filter_map(|arg| condition(arg, Width::LowerHalf)));
-            self.add(outer, Rule { conditions, action });
+            self.add(outer, Rule { conditions, action })
+        })
+    }
+
+    /// Puts the narrowest rules first.
+    fn sort(&mut self) {
+        for verdict in self.verdicts.values_mut() {
+            if let Verdict::When(rules) = verdict {
+                rules.sort_by_cached_key(|rule| {
+                    Reverse(rule.conditions.iter().map(Condition::precedence).collect::<Vec<_>>())
+                });
+            }
         }
+    }
+}
+
+impl Condition {
+    /// Of two rules that hold, the one goes whose first condition has the greater of these: on the later
+    /// argument, then equality before upper bounds before lower ones, then the tighter bound.
+    fn precedence(&self) -> (u32, u8, u64) {
+        let (class, value) = match (self.test, self.negated) {
+            (Test::Equal { value, .. }, _) => (3, value),
+            (Test::Greater(value) | Test::AtLeast(value), true) => (2, !value),
+            (Test::Greater(value) | Test::AtLeast(value), false) => (1, value),
+        };
+        (self.index, class, value)
     }
 }
 
@@ -258,7 +298,8 @@ impl Spans {
 
 /// The condition lists of a rule, one of which must hold.
 fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Vec<LinuxSeccompArg>>> {
-    let args = syscall.args().as_deref().unwrap_or_default();
+    let mut args = syscall.args().clone().unwrap_or_default();
+    args.sort_by_key(|arg| arg.index());
     if let Some(arg) = args.iter().find(|arg| arg.index() > 5) {
         return Err(Error::invalid(format!(
             "{}: a system call has no argument {}, only 0 to 5",
@@ -267,7 +308,7 @@ fn alternatives(syscall: &LinuxSyscall) -> Result<Vec<Vec<LinuxSeccompArg>>> {
         )));
     }
     let repeated = (0..6).any(|index| args.iter().filter(|arg| arg.index() == index).count() > 1);
-    Ok(if repeated { args.iter().map(|arg| vec![*arg]).collect() } else { vec![args.to_vec()] })
+    Ok(if repeated { args.into_iter().map(|arg| vec![arg]).collect() } else { vec![args] })
 }
 
 /// None for a condition that always holds.
@@ -292,6 +333,10 @@ fn condition(arg: &LinuxSeccompArg, width: Width) -> Option<Condition> {
         Test::Equal { mask, .. } if mask & looked_at == 0 => None,
         _ => Some(Condition { index: arg.index() as u32, test, negated, width }),
     }
+}
+
+fn lets_through(action: Action) -> bool {
+    matches!(action, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace)
 }
 
 /// SECCOMP_RET_* of an action.
@@ -334,19 +379,17 @@ fn verdict(out: &mut Assembler, verdict: &Verdict, default: u32) -> Target {
     }
 }
 
-/// Goes to `yes` if the condition holds. 64 bits are compared in halves, the upper first.
+/// Goes to `yes` if the condition holds. 64 bits are compared in halves; for equality the lower one
+/// first, since that is where values differ, so that a list of values loads it once.
 fn compare(out: &mut Assembler, condition: &Condition, yes: Target, no: Target) -> Target {
     let (yes, no) = if condition.negated { (no, yes) } else { (yes, no) };
     let low = bpf::argument(condition.index);
     let wide = condition.width == Width::Whole;
     match condition.test {
         Test::Equal { mask, value } => {
-            let lower = equal(out, low, mask as u32, value as u32, yes, no);
-            if wide {
-                equal(out, low + 4, (mask >> 32) as u32, (value >> 32) as u32, lower, no)
-            } else {
-                lower
-            }
+            let (upper_mask, upper) = ((mask >> 32) as u32, (value >> 32) as u32);
+            let yes = if wide { equal(out, low + 4, upper_mask, upper, yes, no) } else { yes };
+            equal(out, low, mask as u32, value as u32, yes, no)
         }
         Test::Greater(value) | Test::AtLeast(value) => {
             let strict = matches!(condition.test, Test::Greater(_));
@@ -365,10 +408,17 @@ fn compare(out: &mut Assembler, condition: &Condition, yes: Target, no: Target) 
 }
 
 fn equal(out: &mut Assembler, offset: u32, mask: u32, value: u32, yes: Target, no: Target) -> Target {
-    if mask == 0 {
-        return yes;
+    match mask {
+        0 => yes,
+        u32::MAX => {
+            let (yes, no) = (out.past_load(yes, offset), out.past_load(no, offset));
+            let test = out.branch(bpf::EQUAL, value, yes, no);
+            out.statement(bpf::LOAD, offset, test)
+        }
+        _ => {
+            let test = out.branch(bpf::EQUAL, value, yes, no);
+            let test = out.statement(bpf::AND, mask, test);
+            out.statement(bpf::LOAD, offset, test)
+        }
     }
-    let test = out.branch(bpf::EQUAL, value, yes, no);
-    let test = if mask == u32::MAX { test } else { out.statement(bpf::AND, mask, test) };
-    out.statement(bpf::LOAD, offset, test)
 }

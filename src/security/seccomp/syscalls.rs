@@ -24,6 +24,13 @@ pub fn numbers(name: &str) -> Option<Numbers> {
     BY_NAME.get(name).copied()
 }
 
+/// Whether a name is a system call's, here or on another architecture, where it needs no number.
+pub fn known(name: &str) -> bool {
+    numbers(name).is_some()
+        || multiplexed(name).is_some()
+        || ELSEWHERE.split_ascii_whitespace().any(|known| known == name)
+}
+
 /// Every name with its numbers, in the table's order.
 pub fn entries() -> impl Iterator<Item = (&'static str, Numbers)> {
     TABLE.split_ascii_whitespace().map(|entry| {
@@ -62,6 +69,13 @@ const SOCKETCALL: &str = "socket bind connect listen accept getsockname getpeern
 /// A dash: no such number.
 const IPC: &str = "semop semget semctl semtimedop - - - - - - msgsnd msgrcv msgget msgctl - - - - - - \
     shmat shmdt shmget shmctl";
+
+/// Names of calls that only other architectures have.
+const ELSEWHERE: &str = "arm_fadvise64_64 arm_sync_file_range atomic_barrier atomic_cmpxchg_32 breakpoint cachectl \
+    cacheflush get_tls getpagesize multiplexer pciconfig_iobase pciconfig_read pciconfig_write \
+    riscv_flush_icache riscv_hwprobe rtas s390_guarded_storage s390_pci_mmio_read s390_pci_mmio_write \
+    s390_runtime_instr s390_sthyi set_tls spu_create spu_run subpage_prot swapcontext switch_endian \
+    sync_file_range2 sys_debug_setcontext syscall sysmips timerfd usr26 usr32";
 
 /// name:x86_64:i386:x32
 const TABLE: &str = "

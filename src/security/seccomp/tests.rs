@@ -119,9 +119,36 @@ fn what_we_cannot_do_is_refused() {
             Kind::InvalidArgument,
             "argument 6",
         ),
+        (
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["fly"], "action": deny}]}),
+            Kind::InvalidArgument,
+            "\"fly\"",
+        ),
+        (
+            json!({"defaultAction": "SCMP_ACT_KILL", "syscalls": [
+                {"names": ["read"], "action": deny, "args": [{"index": 1, "value": 1, "op": "SCMP_CMP_EQ"}]},
+                {"names": ["read"], "action": "SCMP_ACT_LOG",
+                    "args": [{"index": 1, "value": 1, "op": "SCMP_CMP_EQ"}]}]}),
+            Kind::InvalidArgument,
+            "the rules for read",
+        ),
     ] {
         let e = compile(&parse(profile).unwrap()).unwrap_err();
         assert!(e.kind == kind && e.message.contains(word), "{e} lacks {word}");
+    }
+}
+
+#[test]
+fn unknown_names_are_skipped_where_nothing_is_lost_by_it() {
+    let rule = |name: &str, action: &str| json!({"names": [name], "action": action});
+    for (default, rule) in [
+        ("SCMP_ACT_ERRNO", rule("fly", "SCMP_ACT_ALLOW")),
+        ("SCMP_ACT_ERRNO", rule("fly", "SCMP_ACT_KILL")),
+        ("SCMP_ACT_ALLOW", rule("fly", "SCMP_ACT_LOG")),
+        ("SCMP_ACT_ALLOW", rule("s390_sthyi", "SCMP_ACT_ERRNO")),
+        ("SCMP_ACT_ALLOW", rule("recv", "SCMP_ACT_ERRNO")),
+    ] {
+        compile(&parse(json!({"defaultAction": default, "syscalls": [rule]})).unwrap()).unwrap();
     }
 }
 
