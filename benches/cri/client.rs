@@ -107,7 +107,11 @@ impl Client {
         let request =
             cri::ExecSyncRequest { container_id: container.into(), cmd: vec!["true".into()], timeout: 10 };
         let answer = self.runtime.clone().exec_sync(request).await?.into_inner();
-        if answer.exit_code == 0 { Ok(()) } else { Err(format!("true exited with {}", answer.exit_code).into()) }
+        if answer.exit_code == 0 {
+            Ok(())
+        } else {
+            Err(format!("true exited with {}", answer.exit_code).into())
+        }
     }
 
     pub async fn end(&self, container: &str) -> Result<(), Failure> {

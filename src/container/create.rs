@@ -44,6 +44,7 @@ pub async fn create(node: &Arc<Node>, pod_id: &str, spec: ContainerSpec) -> Resu
 
 async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> Result<String> {
     let _gate = pod.gate.read().await;
+    let spec = align(spec, &pod.record())?;
     let twin = node
         .containers
         .all()
@@ -82,6 +83,30 @@ async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> 
             Err(error.during(format!("creating container {name}")))
         }
     }
+}
+
+/// What the container may ask of the node is bounded by what its pod was made with, whatever the
+/// client repeats of the pod's configuration.
+fn align(mut spec: ContainerSpec, pod: &pod::Record) -> Result<ContainerSpec> {
+    let (ours, theirs) = (&mut spec.security, &pod.spec.security);
+    if ours.privileged && !theirs.privileged {
+        return Err(Error::invalid("a privileged container needs a privileged pod"));
+    }
+    let modes = [
+        ("network", &mut ours.namespaces.network, theirs.namespaces.network),
+        ("ipc", &mut ours.namespaces.ipc, theirs.namespaces.ipc),
+    ];
+    for (name, mode, of_pod) in modes {
+        if *mode == NamespaceMode::Node && of_pod != NamespaceMode::Node {
+            return Err(Error::invalid(format!(
+                "namespace_options.{name}: the container asks for the node's, its pod has one of its own"
+            )));
+        }
+        if *mode == NamespaceMode::Pod {
+            *mode = of_pod;
+        }
+    }
+    Ok(spec)
 }
 
 /// A creation under way.
@@ -359,6 +384,7 @@ fn ground(
         home: found.home.as_deref(),
         tty: spec.tty,
     });
+    process_env::check_environment(&env)?;
     let cwd = [spec.working_dir.as_str(), config.working_dir().as_deref().unwrap_or_default(), "/"];
     let cwd = cwd.into_iter().find(|c| !c.is_empty()).unwrap_or("/").to_owned();
     let log_path = log_path(&pod.spec.log_directory, &spec.log_path);
@@ -410,4 +436,42 @@ fn stop_signal(spec: &ContainerSpec, image: &Resolved) -> Result<String> {
     let name = spec.stop_signal.clone().or_else(of_image).filter(|n| !n.is_empty());
     let name = name.as_deref().unwrap_or("SIGTERM");
     signal::canonical(name).ok_or_else(|| Error::invalid(format!("stop signal {name:?} is not a signal")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(privileged: bool, network: NamespaceMode) -> pod::Record {
+        let mut spec = pod::spec::PodSpec::default();
+        spec.security.privileged = privileged;
+        spec.security.namespaces.network = network;
+        pod::Record {
+            id: "p".into(),
+            spec: Arc::new(spec),
+            created_at: 0,
+            netns: PathBuf::new(),
+            cgroup: None,
+            ips: Vec::new(),
+            stopped: false,
+            boot_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_container_gets_no_more_of_the_node_than_its_pod() {
+        let mut privileged = ContainerSpec::default();
+        privileged.security.privileged = true;
+        assert!(align(privileged.clone(), &pod(false, NamespaceMode::Pod)).is_err());
+        assert!(align(privileged, &pod(true, NamespaceMode::Pod)).is_ok());
+        let mut host = ContainerSpec::default();
+        host.security.namespaces.network = NamespaceMode::Node;
+        assert!(align(host, &pod(true, NamespaceMode::Pod)).is_err());
+    }
+
+    #[test]
+    fn a_container_that_says_nothing_has_its_pods_network() {
+        let spec = align(ContainerSpec::default(), &pod(false, NamespaceMode::Node)).unwrap();
+        assert_eq!(spec.security.namespaces.network, NamespaceMode::Node);
+    }
 }
