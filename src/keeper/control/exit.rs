@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use super::process::Process;
 use super::{Control, now};
 use crate::keeper::log::Event;
 use crate::keeper::protocol::{Exit, Phase, Reply, RoleKind, Status};
@@ -20,6 +21,15 @@ const COLLECT_INTERVAL: Duration = Duration::from_millis(10);
 const TELL_LIMIT: Duration = Duration::from_secs(1);
 /// What closing a forgotten container may take before its daemon is answered all the same.
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
+
+/// Whether a process was executed and ended before its helper had closed the channel. A child of ours
+/// says why before it exits without a program, so a code without a word is a program's.
+fn ran_unseen(process: &Process, exit: Exit) -> bool {
+    let starting = matches!(process.phase, Phase::Released | Phase::Preparing { parks: false });
+    let failed = process.report.as_ref().is_some_and(|(_, report)| report.failure().is_some());
+    let final_process = !process.joins || process.helper.is_some();
+    starting && !failed && final_process && matches!(exit.status, Status::Code(_))
+}
 
 impl Control {
     pub(super) fn pidfd_ready(&mut self, number: u64) {
@@ -99,6 +109,10 @@ impl Control {
         if process.exit.is_some() {
             return;
         }
+        if ran_unseen(process, exit) {
+            self.executed(number);
+        }
+        let Some(process) = self.processes.get_mut(&number) else { return };
         process.exit = Some(exit);
         let failure = process.report.take().and_then(|(_, report)| report.failure());
         if let Some(output) = &mut process.output {

@@ -178,6 +178,12 @@ impl Control {
             // What it was shows when it is reaped.
             return;
         }
+        self.executed(number);
+    }
+
+    /// Its program runs, or has run.
+    pub(super) fn executed(&mut self, number: u64) {
+        let Some(process) = self.processes.get_mut(&number) else { return };
         let started_at = now();
         process.phase = Phase::Running { started_at };
         process.report = None;
