@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,9 +14,6 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 pub type Runtime = cri::runtime_service_client::RuntimeServiceClient<Channel>;
 pub type Images = cri::image_service_client::ImageServiceClient<Channel>;
-
-/// What every test's image is called.
-pub const IMAGE: &str = "127.0.0.1:0/busybox:test";
 
 pub struct Daemon {
     pub dir: tempfile::TempDir,
@@ -250,11 +246,6 @@ pub fn unified() -> String {
 pub fn copy_tree(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg("--reflink=auto").arg(from).arg(to).status().unwrap();
     assert!(status.success(), "copying the seeded store");
-}
-
-/// One for all tests of the binary.
-pub fn once<T>(cell: &'static OnceLock<T>, make: impl FnOnce() -> T) -> &'static T {
-    cell.get_or_init(make)
 }
 
 // ---- requests -------------------------------------------------------------------------------
