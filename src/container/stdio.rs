@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
 
@@ -65,7 +65,9 @@ pub fn open_note(directory: &Path) -> Result<OwnedFd> {
     let note = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
         .step(|| format!("opening {}", path.display()))?;
     if rustix::fs::fstat(&note).step(|| format!("reading {}", path.display()))?.st_size < NOTE_SIZE as i64 {
-        rustix::fs::ftruncate(&note, NOTE_SIZE).step(|| format!("sizing {}", path.display()))?;
+        // Allocated, not only sized: on a full tmpfs the first touch of the mapping would be SIGBUS.
+        rustix::fs::fallocate(&note, FallocateFlags::empty(), 0, NOTE_SIZE)
+            .step(|| format!("allocating {}", path.display()))?;
     }
     Ok(note)
 }

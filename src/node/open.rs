@@ -72,6 +72,8 @@ async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
         }
     }
     container::recover::recover(node, &mut processes).await?;
+    let known = node.containers.all().iter().map(|container| container.id.clone()).collect();
+    node.images.retain_holders(&known);
     for (id, (process, _)) in processes {
         let _ = process.signal(libc::SIGKILL);
         if let Err(error) = node.keeper.forget(&id).await {
