@@ -1,1 +1,126 @@
+//! SIGKILL to the keeper, and daemons that come and go: nothing is lost.
 
+use podwright::keeper::client::{Hold, State, Status};
+
+use crate::support::{Node, eventually, pipe};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_keeper_loses_no_container_no_byte_and_no_code() {
+    let node = Node::new().await;
+    let mut running = Vec::new();
+    for number in 0..4 {
+        // Each ends on its own some time, whoever is there.
+        let script = format!(
+            "for i in $(seq 1 {}); do echo line $i; done; sleep 0.{number}; exit {}",
+            2000 * number,
+            40 + number
+        );
+        running.push(node.run(node.container(&format!("r{number}"), &script)).await);
+    }
+    let parked = node.keeper.spawn(node.container("parked", "echo started; exit 3")).await.unwrap();
+    let forever = node.run(node.container("forever", "sleep 1000")).await;
+    let (kept, _) = pipe();
+    node.keeper.hold(Hold { key: "pod".into(), about: b"word".to_vec(), fds: vec![kept] }).await.unwrap();
+    for _ in 0..5 {
+        node.kill_keeper();
+        node.alive().await;
+    }
+    for (number, process) in running.iter().enumerate() {
+        assert_eq!(process.exited().await.status, Status::Code(40 + number as u8), "r{number}");
+        let expected: String = (1..=2000 * number).map(|i| format!("line {i}\n")).collect();
+        assert!(node.text(&format!("r{number}")) == expected, "r{number}'s log is not whole");
+    }
+    // Still startable, still signalled, still held.
+    let (started, _) = node.keeper.start("parked").await.unwrap();
+    assert_eq!(started.pid, parked.pid);
+    assert_eq!(parked.exited().await.status, Status::Code(3));
+    assert_eq!(node.text("parked"), "started\n");
+    forever.signal(libc::SIGTERM).unwrap();
+    forever.signal(libc::SIGKILL).unwrap();
+    assert_eq!(forever.exited().await.status, Status::Signal(9));
+    let status = node.keeper.status().await.unwrap();
+    assert_eq!((status.holds.len(), status.holds[0].fds), (1, 1));
+    assert_eq!(status.processes.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_random_moments_of_many_lives() {
+    let node = Node::new().await;
+    let worker = |worker: u32| {
+        let node = &node;
+        async move {
+            for round in 0..12 {
+                let id = format!("w{worker}-{round}");
+                // A request may hit the moment of a death; then the daemon tries again.
+                let process = loop {
+                    match node.keeper.spawn(node.container(&id, &format!("echo {id}; exit {round}"))).await {
+                        Ok(process) => break process,
+                        Err(e) if e.kind == podwright::error::Kind::Unavailable => {}
+                        Err(e) => panic!("{id}: {e}"),
+                    }
+                };
+                node.keeper.start(&id).await.unwrap_or_else(|e| panic!("{id}: {e}"));
+                assert_eq!(process.exited().await.status, Status::Code(round), "{id}");
+                assert_eq!(node.text(&id), format!("{id}\n"));
+                node.keeper.forget(&id).await.unwrap();
+            }
+        }
+    };
+    let killer = async {
+        for round in 0..12u64 {
+            tokio::time::sleep(std::time::Duration::from_millis(3 + round * 17 % 60)).await;
+            node.alive().await;
+            node.kill_keeper();
+        }
+        node.alive().await;
+    };
+    tokio::join!(worker(0), worker(1), worker(2), worker(3), killer);
+    let status = node.keeper.status().await.unwrap();
+    assert!(status.processes.is_empty(), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_comes_again_is_handed_everything_back() {
+    let mut node = Node::new().await;
+    let keeper = node.keeper_pid();
+    node.keeper.spawn(node.container("parked", "exit 3")).await.unwrap();
+    let running = node.run(node.container("running", "sleep 0.3; echo late; exit 5")).await;
+    let ended = node.run(node.container("ended", "exit 4")).await;
+    ended.exited().await;
+    let (kept, _) = pipe();
+    node.keeper.hold(Hold { key: "pod".into(), about: b"word".to_vec(), fds: vec![kept] }).await.unwrap();
+
+    let mut snapshot = node.reconnect().await;
+    snapshot.processes.sort_by_key(|(process, _)| process.id.clone());
+    let [(a, ended), (b, parked), (c, still)] = &snapshot.processes[..] else { panic!() };
+    assert_eq!((a.id.as_str(), b.id.as_str(), c.id.as_str()), ("ended", "parked", "running"));
+    assert!(matches!(ended, State::Exited { started_at: 1.., exit } if exit.status == Status::Code(4)));
+    assert_eq!(*parked, State::Parked);
+    assert!(matches!(still, State::Running { started_at: 1.. }));
+    assert_eq!((c.pid, snapshot.holds[0].about.as_slice()), (running.pid, b"word".as_slice()));
+    assert_eq!(node.keeper_pid(), keeper);
+    assert_eq!(c.exited().await.status, Status::Code(5));
+    assert_eq!(node.text("running"), "late\n");
+    let (started, _) = node.keeper.start("parked").await.unwrap();
+    assert_eq!(started.exited().await.status, Status::Code(3));
+
+    // The second daemon's duplicates are as good as the first's.
+    let again = node.run(node.container("again", "sleep 0.3; exit 6")).await;
+    node.kill_keeper();
+    assert_eq!(again.exited().await.status, Status::Code(6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_child_ends_with_its_holders() {
+    let mut node = Node::new().await;
+    let pid = node.keeper.spawn(node.container("c1", "exit 3")).await.unwrap().pid;
+    node.keeper.die();
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+    node.kill_keeper();
+    // Neither starts it: it goes.
+    eventually(|| {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state.is_empty() || state.contains(") Z ")
+    })
+    .await;
+}

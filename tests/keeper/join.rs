@@ -1,1 +1,147 @@
+//! Into namespaces that exist: exec, and pods that share a PID namespace.
 
+use std::sync::Arc;
+
+use podwright::keeper::client::{Role, Spawn, Status};
+use podwright::keeper::plan::{CgroupEntry, Exec, Fd, PidNamespace, Program, SpawnPlan, Step};
+
+use crate::support::{Node, eventually, exec_spawn, proc_text, read_all};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_runs_inside_and_its_code_comes_back() {
+    let node = Node::new().await;
+    let container = node.run(node.container("c1", "sleep 1000")).await;
+    let (text, code) = node.exec(&container, "e1", "pwd; ls /proc | grep -c '^1$'; echo $$; exit 3").await;
+    assert!(text.starts_with("/\n1\n"), "{text}");
+    assert_eq!(code, 3);
+    assert!(node.exec(&container, "e1", "exit 0").await.1 == 0, "its name is free again");
+
+    let (mut spawn, _output) = exec_spawn(&container, "e2", "true");
+    spawn.plan.exec.argv[0] = b"missing".to_vec();
+    spawn.plan.exec.program = Program::Search(vec![b"/bin/missing".to_vec()]);
+    let error = node.keeper.spawn(spawn).await.unwrap_err();
+    assert_eq!(error.message, "exec \"missing\": no such file or directory");
+
+    // Of the helpers nothing is left, nor of what failed.
+    let keeper = node.keeper_pid();
+    let children = || proc_text(keeper, &format!("task/{keeper}/children"));
+    eventually(|| children().split_whitespace().count() == 1).await;
+    let status = node.keeper.status().await.unwrap();
+    assert_eq!(status.processes.len(), 1, "{status:?}");
+
+    // Into a namespace whose init has ended nothing can be put.
+    container.signal(libc::SIGKILL).unwrap();
+    container.exited().await;
+    let (spawn, _output) = exec_spawn(&container, "e3", "true");
+    node.keeper.spawn(spawn).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_execs_leave_nothing_behind() {
+    let node = Node::new().await;
+    let container = node.run(node.container("c1", "sleep 1000")).await;
+    node.exec(&container, "warm", "true").await;
+    let before = node.keeper.status().await.unwrap();
+    for round in 0..50 {
+        let (text, code) = node.exec(&container, &format!("e{round}"), "echo x; exit 9").await;
+        assert_eq!((text.as_str(), code), ("x\n", 9));
+    }
+    let after = node.keeper.status().await.unwrap();
+    assert_eq!((after.fds, after.processes.len()), (before.fds, 1));
+}
+
+/// A pod with a shared PID namespace: an init of ours, and containers that join it.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_share_the_namespace_of_a_pod_init() {
+    let node = Node::new().await;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let plan = SpawnPlan {
+        pid: PidNamespace::New,
+        new_namespaces: 0,
+        join: Vec::new(),
+        cgroup: CgroupEntry::default(),
+        stdio: [Fd(0), Fd(0), Fd(0)],
+        terminal: false,
+        steps: vec![Step::Reset],
+        park: false,
+        seccomp: None,
+        seccomp_flags: 0,
+        exec: Exec { program: Program::PodInit, argv: vec![b"podwright-init".to_vec()], envp: Vec::new() },
+    };
+    let spawn = Spawn { id: "init".into(), plan, fds: vec![Arc::new(null.into())], role: Role::PodInit };
+    let init = node.keeper.spawn(spawn).await.unwrap();
+
+    let mut spawn =
+        node.container("c1", "echo $$; ls /proc | grep '^[0-9]*$' | grep -c .; sleep 1000 & exit 5");
+    spawn.fds.push(Arc::clone(&init.pidfd));
+    spawn.plan.pid = PidNamespace::Join(Fd(4));
+    let parked = node.keeper.spawn(spawn).await.unwrap();
+    let (process, _) = node.keeper.start("c1").await.unwrap();
+    assert_ne!(process.pid, parked.pid);
+    assert_eq!(process.exited().await.status, Status::Code(5));
+    assert_ne!(node.text("c1").lines().next(), Some("1"));
+
+    // What it left behind belongs to the init, which ends on request and takes it along.
+    eventually(|| proc_text(init.pid, &format!("task/{}/children", init.pid)) != "").await;
+    init.signal(libc::SIGTERM).unwrap();
+    assert_eq!(init.exited().await.status, Status::Code(0));
+    node.keeper.forget("c1").await.unwrap();
+    node.keeper.forget("init").await.unwrap();
+}
+
+/// Issue 4, section 2: a container with SYS_PTRACE writes into whatever of ours it can see while
+/// execs come in. It may spoil its own execs, never the keeper.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attack_through_proc_mem_reaches_no_memory_of_ours() {
+    let node = Node::new().await;
+    // Looks at every process in its namespace, over and over: maps that name the keeper's executable
+    // must never be writable memory that is shared, and nothing must have our environment.
+    let script = "while true; do for p in /proc/[0-9]*; do \
+                  case $p in /proc/1) continue;; esac; \
+                  grep -l 'podwright' $p/maps 2>/dev/null; \
+                  dd if=/dev/zero of=$p/mem bs=4096 seek=1024 count=64 conv=notrunc 2>/dev/null; \
+                  done; done";
+    let container = node.run(node.container("c1", script)).await;
+    let keeper = node.keeper_pid();
+    for round in 0..100 {
+        let (spawn, output) = exec_spawn(&container, &format!("e{round}"), "true");
+        // It may fail, and it may be killed; it must answer.
+        if let Ok(process) = node.keeper.spawn(spawn).await {
+            process.exited().await;
+            drop(output);
+        }
+    }
+    assert_eq!(node.keeper_pid(), keeper, "the keeper was brought down");
+    // Another container is none the worse.
+    let other = node.run(node.container("c2", "echo fine; exit 4")).await;
+    assert_eq!(other.exited().await.status, Status::Code(4));
+    assert_eq!(node.text("c2"), "fine\n");
+    container.signal(libc::SIGKILL).unwrap();
+    let _ = read_all;
+}
+
+/// An exec with a terminal keeps it after its helper, the session's first leader, is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_has_its_controlling_terminal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let node = Node::new().await;
+    let container = node.run(node.container("c1", "sleep 1000")).await;
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    let slave = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    // Field 7 of stat is the controlling terminal; the shell's session is its own.
+    let script = "while read p c s pp g sid tty rest; do echo tty $tty; done < /proc/self/stat; exit 6";
+    let (mut spawn, _) = exec_spawn(&container, "e1", script);
+    spawn.fds.push(Arc::new(slave));
+    spawn.plan.stdio = [Fd(3), Fd(3), Fd(3)];
+    spawn.plan.terminal = true;
+    let process = node.keeper.spawn(spawn).await.unwrap();
+    assert_eq!(process.exited().await.status, Status::Code(6));
+    let mut buffer = [0u8; 256];
+    let length = rustix::io::read(&master, &mut buffer).unwrap();
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    assert!(text.starts_with("tty 34816") || text.starts_with("tty 348"), "{text}");
+}

@@ -27,9 +27,27 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 pub struct Node {
     // Goes first: as long as there is a client it starts the next keeper.
-    pub keeper: Keeper,
+    pub keeper: Daemon,
     files: Files,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// The daemon's end; None between two daemons.
+pub struct Daemon(Option<Keeper>);
+
+impl std::ops::Deref for Daemon {
+    type Target = Keeper;
+
+    fn deref(&self) -> &Keeper {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl Daemon {
+    /// As if it had been killed.
+    pub fn die(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// Ends the keeper and all that it looks after.
@@ -44,7 +62,7 @@ impl Node {
         make_rootfs(&folder.path().join("rootfs"));
         let (keeper, snapshot) = connect(folder.path()).await;
         assert!(snapshot.processes.is_empty());
-        Self { keeper, files: Files { folder }, _alone: alone }
+        Self { keeper: Daemon(Some(keeper)), files: Files { folder }, _alone: alone }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -57,8 +75,9 @@ impl Node {
 
     /// What a daemon that is started again does.
     pub async fn reconnect(&mut self) -> Snapshot {
+        self.keeper.die();
         let (keeper, snapshot) = connect(self.files.folder.path()).await;
-        self.keeper = keeper;
+        self.keeper = Daemon(Some(keeper));
         snapshot
     }
 

@@ -64,6 +64,10 @@ impl Link {
         Ok(answers)
     }
 
+    pub fn has_ended(&self) -> bool {
+        lock(&self.waiting).is_none()
+    }
+
     /// Moves messages until the connection ends.
     pub async fn run(&self, event: impl Fn(Reply)) {
         tokio::select! {

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 
 /// How long a request waits for the next keeper.
 const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
+/// Keepers that one request may outlive.
+const ATTEMPTS: usize = 4;
 /// Two deaths within this time mean that something is wrong with keepers as such.
 const STABLE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -72,19 +74,51 @@ impl Shared {
         self.link.borrow().is_some()
     }
 
-    /// Whether a lost connection will be followed by another.
-    pub fn recovers(&self) -> bool {
-        true
-    }
-
     /// Asks, and waits for the first answer.
     pub async fn ask(&self, request: &Request, fds: Vec<Arc<OwnedFd>>) -> Result<Answer> {
         let link = self.current().await?;
-        let mut answers = link.send(request, fds)?;
-        answers.next().await
+        link.send(request, fds)?.next().await
     }
 
-    async fn current(&self) -> Result<Arc<Link>> {
+    /// As [`Self::ask`], of the next keeper if this one dies meanwhile: for what may be said twice.
+    pub async fn ask_again(&self, request: &Request, fds: &[Arc<OwnedFd>]) -> Result<Answer> {
+        let mut answer = self.ask(request, fds.to_vec()).await;
+        for _ in 1..ATTEMPTS {
+            match answer {
+                Err(e) if e.kind == Kind::Unavailable => {
+                    answer = self.ask(request, fds.to_vec()).await;
+                }
+                other => return other,
+            }
+        }
+        answer
+    }
+
+    /// A process that came into the table, or whose descriptors did, while its keeper may have been
+    /// dying: those who then saw to the others may have missed it.
+    pub fn catch_up(self: &Arc<Self>, asked: &Arc<Link>, id: &str) {
+        if !asked.has_ended() {
+            return;
+        }
+        let (shared, id) = (Arc::clone(self), id.to_owned());
+        tokio::spawn(async move {
+            let mut fds = Vec::new();
+            let record = {
+                let mut table = lock(&shared.table);
+                let Some(entry) = table.entries.get(&id) else { return };
+                let (pid, pidfd) = (entry.pid, Arc::clone(&entry.pidfd));
+                let record = entry.record(&id, &mut fds);
+                if table.watched.insert((id.clone(), pid)) {
+                    tokio::spawn(Self::reap(Arc::downgrade(&shared), id, pid, pidfd));
+                }
+                record
+            };
+            // One that the next keeper was given after all it refuses to take twice.
+            let _ = shared.ask_again(&Request::Restore(record), &fds).await;
+        });
+    }
+
+    pub async fn current(&self) -> Result<Arc<Link>> {
         let mut link = self.link.subscribe();
         let up = tokio::time::timeout(NEXT_KEEPER_LIMIT, link.wait_for(Option::is_some));
         match up.await {
@@ -171,7 +205,12 @@ impl Shared {
                 let mut fds = Vec::new();
                 (Request::Restore(entry.record(id, &mut fds)), fds)
             });
-            holds.chain(entries).collect()
+            // After it: whether it ran its program shows in what it left behind.
+            let reaped = table.entries.iter().filter_map(|(id, entry)| {
+                let (id, exit) = (id.clone(), entry.reaped?);
+                Some((Request::Reaped { id, exit }, Vec::new()))
+            });
+            holds.chain(entries).chain(reaped).collect()
         };
         let sent: Vec<_> =
             messages.iter().map(|(request, fds)| link.send(request, fds.clone())).collect::<Result<_>>()?;
@@ -195,8 +234,12 @@ impl Shared {
         let mut table = lock(&self.table);
         let table = &mut *table;
         for (id, entry) in &table.entries {
-            if entry.exit.borrow().is_none() && entry.reaped.is_none() && table.watched.insert(id.clone()) {
-                tokio::spawn(Arc::clone(self).reap(id.clone(), Arc::clone(&entry.pidfd)));
+            if entry.exit.borrow().is_none()
+                && entry.reaped.is_none()
+                && table.watched.insert((id.clone(), entry.pid))
+            {
+                let pidfd = Arc::clone(&entry.pidfd);
+                tokio::spawn(Self::reap(Arc::downgrade(self), id.clone(), entry.pid, pidfd));
             }
         }
         if !self.sweeps.swap(true, Ordering::Relaxed) {
@@ -205,10 +248,11 @@ impl Shared {
     }
 
     /// Waits for the end of a process that may be our child by now.
-    async fn reap(self: Arc<Self>, id: String, pidfd: Arc<OwnedFd>) {
+    async fn reap(shared: Weak<Self>, id: String, pid: i32, pidfd: Arc<OwnedFd>) {
         let duplicate = pidfd.as_ref().try_clone();
         let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) else { return };
         let _ = ended.readable().await;
+        let Some(shared) = shared.upgrade() else { return };
         // ECHILD: another's child, whose end the keeper learns from the kernel.
         let status = match pidfd::reap(pidfd.as_fd()) {
             Ok(Some(pidfd::Ended::Code(code))) => Some(Status::Code(code)),
@@ -217,15 +261,15 @@ impl Shared {
         };
         let exit = status.map(|status| Exit { status, finished_at: now() });
         {
-            let mut table = lock(&self.table);
-            table.watched.remove(&id);
+            let mut table = lock(&shared.table);
+            table.watched.remove(&(id.clone(), pid));
             let entry = table.entries.get_mut(&id).filter(|entry| Arc::ptr_eq(&entry.pidfd, &pidfd));
             let Some((entry, exit)) = entry.zip(exit) else { return };
             entry.reaped = Some(exit);
         }
         if let Some(exit) = exit {
             // If the keeper dies before it hears this, the next is given it with the rest.
-            let _ = self.ask(&Request::Reaped { id, exit }, Vec::new()).await;
+            let _ = shared.ask_again(&Request::Reaped { id, exit }, &[]).await;
         }
     }
 }
@@ -235,7 +279,7 @@ fn no_keeper() -> Error {
 }
 
 /// Brings a new keeper up whenever one has died.
-async fn supervise(shared: std::sync::Weak<Shared>, mut ended: tokio::task::JoinHandle<()>) {
+async fn supervise(shared: Weak<Shared>, mut ended: tokio::task::JoinHandle<()>) {
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();
@@ -266,7 +310,7 @@ async fn supervise(shared: std::sync::Weak<Shared>, mut ended: tokio::task::Join
 
 /// Reaps those who became our children by a keeper's death and whom nobody knows. Our own commands
 /// are of our session; containers and what they leave behind never are.
-async fn sweep(shared: std::sync::Weak<Shared>) {
+async fn sweep(shared: Weak<Shared>) {
     let own = rustix::process::getsid(None).ok().map(|sid| sid.as_raw_nonzero().get());
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;

@@ -54,7 +54,7 @@ fn exec_failed(name: &[u8], failure: Failure) -> Error {
 }
 
 impl Shared {
-    pub async fn spawn(&self, spawn: Spawn) -> Result<Process> {
+    pub async fn spawn(self: &Arc<Self>, spawn: Spawn) -> Result<Process> {
         let Spawn { id, plan, mut fds, role } = spawn;
         let (kind, output) = match role {
             Role::Container(output) => (RoleKind::Container, Some(output)),
@@ -89,7 +89,14 @@ impl Shared {
         // The sentence about a failure needs the plan, which the request has.
         let request = Request::Spawn(Box::new(request));
         lock(&self.table).spawning.insert(id.clone(), None);
-        let answer = self.ask(&request, fds).await;
+        let link = self.current().await;
+        let answer = match &link {
+            Ok(link) => match link.send(&request, fds) {
+                Ok(mut answers) => answers.next().await,
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(e.clone()),
+        };
         let mut table = lock(&self.table);
         let early = table.spawning.remove(&id).flatten();
         let (reply, mut answer_fds) = answer?;
@@ -112,53 +119,49 @@ impl Shared {
         if let Some(exit) = early {
             table.exited(&id, exit);
         }
+        drop(table);
+        if let Ok(link) = link {
+            self.catch_up(&link, &id);
+        }
         Ok(process)
     }
 
-    pub async fn start(&self, id: &str) -> Result<(Process, i64)> {
+    pub async fn start(self: &Arc<Self>, id: &str) -> Result<(Process, i64)> {
         let name = {
-            let table = lock(&self.table);
-            let entry = table.entries.get(id).ok_or_else(|| unknown(id))?;
+            let mut table = lock(&self.table);
+            let entry = table.entries.get_mut(id).ok_or_else(|| unknown(id))?;
             if !matches!(entry.phase, Phase::Parked | Phase::Released | Phase::Preparing { .. }) {
                 return Err(Error::precondition(format!("container {id} has been started already")));
             }
+            // Should the keeper die now, nobody knows whether the child was released: the next one
+            // looks, or tells the child again.
+            entry.phase = Phase::Released;
             entry.name.clone()
         };
-        loop {
-            // Should the keeper die now, nobody knows whether the child was released.
-            if let Some(entry) = lock(&self.table).entries.get_mut(id)
-                && matches!(entry.phase, Phase::Parked | Phase::Preparing { .. })
-            {
-                entry.phase = Phase::Released;
-            }
-            let (reply, mut fds) = match self.ask(&Request::Start { id: id.to_owned() }, Vec::new()).await {
-                Ok(answer) => answer,
-                // The next keeper knows, or asks the child again.
-                Err(e) if e.kind == Kind::Unavailable && self.recovers() => continue,
-                Err(e) => return Err(e),
-            };
-            let mut table = lock(&self.table);
-            let entry = table.entries.get_mut(id).ok_or_else(|| unknown(id))?;
-            return match reply {
-                Reply::Started { pid, started_at } => {
-                    entry.pid = pid;
-                    if let Some(pidfd) = fds.pop() {
-                        entry.pidfd = Arc::new(pidfd);
-                    }
-                    entry.joins = false;
-                    (entry.channel, entry.report) = (None, None);
-                    if let Phase::Exited { started_at: at, .. } = &mut entry.phase {
-                        *at = started_at;
-                    } else {
-                        entry.phase = Phase::Running { started_at };
-                    }
-                    Ok((entry.process(id), started_at))
-                }
-                Reply::Failed(failure) => Err(exec_failed(&name, failure)),
-                Reply::Died(exit) => Err(died(exit)),
-                other => Err(unexpected(other)),
-            };
+        let link = self.current().await?;
+        let (reply, mut fds) = self.ask_again(&Request::Start { id: id.to_owned() }, &[]).await?;
+        let (pid, started_at) = match reply {
+            Reply::Started { pid, started_at } => (pid, started_at),
+            Reply::Failed(failure) => return Err(exec_failed(&name, failure)),
+            Reply::Died(exit) => return Err(died(exit)),
+            other => return Err(unexpected(other)),
+        };
+        let mut table = lock(&self.table);
+        let entry = table.entries.get_mut(id).ok_or_else(|| unknown(id))?;
+        entry.pid = pid;
+        if let Some(pidfd) = fds.pop() {
+            entry.pidfd = Arc::new(pidfd);
         }
+        entry.joins = false;
+        (entry.channel, entry.report) = (None, None);
+        match &mut entry.phase {
+            Phase::Exited { started_at: at, .. } => *at = started_at,
+            phase => *phase = Phase::Running { started_at },
+        }
+        let process = entry.process(id);
+        drop(table);
+        self.catch_up(&link, id);
+        Ok((process, started_at))
     }
 
     pub async fn hold(&self, hold: Hold) -> Result<()> {
@@ -173,13 +176,11 @@ impl Shared {
         self.tell(&Request::Release { key: key.to_owned() }, Vec::new()).await
     }
 
-    /// For what the next keeper is told anyhow, should this one die.
+    /// For what may be said twice and is answered with Done.
     async fn tell(&self, request: &Request, fds: Vec<Arc<OwnedFd>>) -> Result<()> {
-        match self.ask(request, fds).await {
-            Ok((Reply::Done, _)) => Ok(()),
-            Ok((other, _)) => Err(unexpected(other)),
-            Err(e) if e.kind == Kind::Unavailable && self.recovers() => Ok(()),
-            Err(e) => Err(e),
+        match self.ask_again(request, &fds).await? {
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(other)),
         }
     }
 
@@ -215,7 +216,14 @@ impl Shared {
         let record = entry.record(&id, &mut fds);
         let process = entry.process(&id);
         lock(&self.table).entries.insert(id.clone(), entry);
-        if let Err(e) = self.tell(&Request::Restore(record), fds).await {
+        // Not twice: should the keeper die meanwhile, the next is given it with the rest.
+        let told = match self.ask(&Request::Restore(record), fds).await {
+            Ok((Reply::Done, _)) => Ok(()),
+            Ok((other, _)) => Err(unexpected(other)),
+            Err(e) if e.kind == Kind::Unavailable => Ok(()),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = told {
             lock(&self.table).entries.remove(&id);
             return Err(e);
         }
@@ -223,16 +231,8 @@ impl Shared {
     }
 
     pub async fn reopen_log(&self, id: &str, log: Arc<OwnedFd>) -> Result<()> {
-        loop {
-            let request = Request::Reopen { id: id.to_owned() };
-            match self.ask(&request, vec![Arc::clone(&log)]).await {
-                Ok((Reply::Done, _)) => break,
-                Ok((other, _)) => return Err(unexpected(other)),
-                // The next keeper was given the old file.
-                Err(e) if e.kind == Kind::Unavailable && self.recovers() => {}
-                Err(e) => return Err(e),
-            }
-        }
+        // The next keeper is given the old file.
+        self.tell(&Request::Reopen { id: id.to_owned() }, vec![Arc::clone(&log)]).await?;
         if let Some(entry) = lock(&self.table).entries.get_mut(id)
             && let Some(output) = &mut entry.output
         {

@@ -17,8 +17,8 @@ pub struct Table {
     pub holds: HashMap<String, Hold>,
     /// Being spawned, with the exit if it was told before the spawn was.
     pub spawning: HashMap<String, Option<Exit>>,
-    /// Those that became our children when their keeper died, by what reaps them.
-    pub watched: HashSet<String>,
+    /// Those whose end is awaited here since their keeper died: ID and pid.
+    pub watched: HashSet<(String, i32)>,
 }
 
 pub struct Entry {
@@ -57,23 +57,15 @@ impl Entry {
         }
     }
 
-    /// For the next keeper; descriptors are appended to `fds`.
+    /// For the next keeper, which is told of `reaped` after it; descriptors are appended to `fds`.
     pub fn record(&self, id: &str, fds: &mut Vec<Arc<OwnedFd>>) -> Record {
-        let started_at = match self.phase {
-            Phase::Running { started_at } | Phase::Exited { started_at, .. } => started_at,
-            _ => 0,
-        };
-        let phase = match self.reaped {
-            Some(exit) => Phase::Exited { started_at, exit },
-            None => self.phase,
-        };
         Record {
             id: id.to_owned(),
             role: self.role,
             name: self.name.clone(),
             pid: self.pid,
             joins: self.joins,
-            phase,
+            phase: self.phase,
             pidfd: place(fds, &self.pidfd),
             channel: self.channel.as_ref().map(|fd| place(fds, fd)),
             report: self.report.as_ref().map(|fd| place(fds, fd)),

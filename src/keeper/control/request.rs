@@ -113,6 +113,8 @@ impl Control {
             Request::Forget { id } => return self.forget_by_id(&id, waiter),
             Request::Reaped { id, exit } => {
                 if let Some(number) = self.find(&id) {
+                    // Whether it ran its program comes first.
+                    self.channel_ready(number);
                     self.exited(number, exit);
                 }
             }
