@@ -109,12 +109,17 @@ impl Shared {
                 let (pid, pidfd) = (entry.pid, Arc::clone(&entry.pidfd));
                 let record = entry.record(&id, &mut fds);
                 if table.watched.insert((id.clone(), pid)) {
-                    tokio::spawn(Self::reap(Arc::downgrade(&shared), id, pid, pidfd));
+                    tokio::spawn(Self::reap(Arc::downgrade(&shared), id.clone(), pid, pidfd));
                 }
                 record
             };
             // One that the next keeper was given after all it refuses to take twice.
             let _ = shared.ask_again(&Request::Restore(record), &fds).await;
+            // Somebody may have had it forgotten before the keeper knew it.
+            let wanted = lock(&shared.table).entries.get(&id).is_some_and(|entry| !entry.forgotten);
+            if !wanted {
+                let _ = shared.ask_again(&Request::Forget { id }, &[]).await;
+            }
         });
     }
 

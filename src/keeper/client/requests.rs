@@ -76,6 +76,7 @@ impl Shared {
             output,
             reaped: None,
             exit: watch::Sender::new(None),
+            forgotten: false,
         };
         let request = SpawnRequest {
             id: id.clone(),
@@ -211,6 +212,7 @@ impl Shared {
             output,
             reaped: known,
             exit: watch::Sender::new(None),
+            forgotten: false,
         };
         let mut fds = Vec::new();
         let record = entry.record(&id, &mut fds);
@@ -242,15 +244,24 @@ impl Shared {
     }
 
     pub async fn forget(&self, id: &str) -> Result<()> {
-        // A parked child goes when both holders have closed its channel.
-        if let Some(entry) = lock(&self.table).entries.get_mut(id)
-            && !matches!(entry.phase, Phase::Running { .. })
-        {
-            entry.channel = None;
+        if let Some(entry) = lock(&self.table).entries.get_mut(id) {
+            entry.forgotten = true;
+            // A parked child goes when both holders have closed its channel.
+            if !matches!(entry.phase, Phase::Running { .. }) {
+                entry.channel = None;
+            }
         }
-        self.tell(&Request::Forget { id: id.to_owned() }, Vec::new()).await?;
-        lock(&self.table).entries.remove(id);
-        Ok(())
+        let told = self.tell(&Request::Forget { id: id.to_owned() }, Vec::new()).await;
+        let mut table = lock(&self.table);
+        match told {
+            Ok(()) => drop(table.entries.remove(id)),
+            Err(_) => {
+                if let Some(entry) = table.entries.get_mut(id) {
+                    entry.forgotten = false;
+                }
+            }
+        }
+        told
     }
 
     pub async fn status(&self) -> Result<KeeperStatus> {

@@ -35,6 +35,8 @@ pub struct Entry {
     /// Reaped by us; told to everybody when its log is whole.
     pub reaped: Option<Exit>,
     pub exit: watch::Sender<Option<Exit>>,
+    /// The keeper was asked to drop it.
+    pub forgotten: bool,
 }
 
 impl Entry {
@@ -112,6 +114,7 @@ impl Entry {
             output: record.output.map(output).transpose()?,
             reaped: None,
             exit: watch::Sender::new(exit),
+            forgotten: false,
         };
         Ok((record.id, entry))
     }
