@@ -95,6 +95,7 @@ fn align(mut spec: ContainerSpec, pod: &pod::Record) -> Result<ContainerSpec> {
     let modes = [
         ("network", &mut ours.namespaces.network, theirs.namespaces.network),
         ("ipc", &mut ours.namespaces.ipc, theirs.namespaces.ipc),
+        ("pid", &mut ours.namespaces.pid, theirs.namespaces.pid),
     ];
     for (name, mode, of_pod) in modes {
         if *mode == NamespaceMode::Node && of_pod != NamespaceMode::Node {
@@ -102,7 +103,7 @@ fn align(mut spec: ContainerSpec, pod: &pod::Record) -> Result<ContainerSpec> {
                 "namespace_options.{name}: the container asks for the node's, its pod has one of its own"
             )));
         }
-        if *mode == NamespaceMode::Pod {
+        if *mode == NamespaceMode::Pod && name != "pid" {
             *mode = of_pod;
         }
     }
@@ -234,7 +235,7 @@ impl Making<'_> {
     ) -> Result<Container> {
         let node = self.node;
         let (spec, filter) = self.runtime_spec(&ground, &cgroup)?;
-        let template = Template::new(&spec, ground.env.clone())?;
+        let template = Template::new(&spec, ground.env.clone(), filter.clone())?;
         record::write(&node.layout.container(self.id).join("config.json"), &spec)?;
         let record = self.record(&ground, &cgroup, warnings)?;
         record::write(&node.layout.container(self.id).join("container.json"), &record)?;
@@ -247,7 +248,7 @@ impl Making<'_> {
             env: ground.env,
             root: ground.root,
             trees,
-            join: self.joins(),
+            join: self.shared.joins(),
             new_namespaces: if modes.ipc == NamespaceMode::Container { libc::CLONE_NEWIPC as u64 } else { 0 },
             pid: self.pid(modes.pid, &modes.target)?,
             cgroup: entry,
@@ -320,18 +321,6 @@ impl Making<'_> {
             network: (!netns.as_os_str().is_empty()).then(|| netns.clone()),
             ..NamespacePaths::default()
         }
-    }
-
-    fn joins(&self) -> Vec<(Arc<OwnedFd>, u64)> {
-        let shared = &self.shared;
-        [
-            (&shared.net, libc::CLONE_NEWNET),
-            (&shared.ipc, libc::CLONE_NEWIPC),
-            (&shared.uts, libc::CLONE_NEWUTS),
-        ]
-        .into_iter()
-        .filter_map(|(fd, flag)| Some((Arc::clone(fd.as_ref()?), flag as u64)))
-        .collect()
     }
 
     fn pid(&self, mode: NamespaceMode, target: &str) -> Result<Pid> {
@@ -453,6 +442,7 @@ mod tests {
             netns: PathBuf::new(),
             cgroup: None,
             ips: Vec::new(),
+            complete: true,
             stopped: false,
             boot_id: String::new(),
         }

@@ -77,7 +77,8 @@ fn describe(exit: Exit, started_at: i64, oom: bool) -> Ending {
     Ending {
         started_at,
         finished_at: exit.finished_at,
-        exit_code: exit.status.code(),
+        // What never ran cannot have succeeded.
+        exit_code: if started_at == 0 { Status::Unknown.code() } else { exit.status.code() },
         reason: reason.into(),
         message: message.into(),
     }

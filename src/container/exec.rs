@@ -38,16 +38,15 @@ pub struct Output {
 pub struct Template {
     env: Vec<Bytes>,
     cwd: String,
-    rlimits: Vec<Step>,
+    limits: Vec<Step>,
     identity: Vec<Step>,
     seccomp: Option<Filter>,
 }
 
 impl Template {
-    pub fn new(spec: &oci::Spec, env: Vec<Bytes>) -> Result<Self> {
+    pub fn new(spec: &oci::Spec, env: Vec<Bytes>, seccomp: Option<Filter>) -> Result<Self> {
         let process =
             spec.process().as_ref().ok_or_else(|| Error::internal("the runtime spec has no process"))?;
-        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let mut limits = Vec::new();
         for limit in process.rlimits().iter().flatten() {
             limits.push(Step::Rlimit {
@@ -56,12 +55,14 @@ impl Template {
                 hard: limit.hard(),
             });
         }
+        // The keeper's own value is no container's business.
+        limits.extend(process.oom_score_adj().map(Step::OomScoreAdj));
         Ok(Self {
             env,
             cwd: process.cwd().to_string_lossy().into_owned(),
-            rlimits: limits,
+            limits,
             identity: identity_steps(process),
-            seccomp: profile.map(seccomp::compile).transpose()?,
+            seccomp,
         })
     }
 
@@ -72,7 +73,9 @@ impl Template {
             .ok_or_else(|| Error::internal(format!("the runtime spec {} is missing", path.display())))?;
         let env = spec.process().iter().flat_map(|p| p.env().iter().flatten());
         let env = env.map(|e| e.clone().into_bytes()).collect();
-        Self::new(&spec, env)
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filter = profile.map(seccomp::compile).transpose()?;
+        Self::new(&spec, env, filter)
     }
 
     /// Enters the container by its pidfd and becomes what its main process is.
@@ -85,7 +88,7 @@ impl Template {
             | libc::CLONE_NEWUTS
             | libc::CLONE_NEWCGROUP;
         let mut steps = vec![Step::Reset];
-        steps.extend(self.rlimits.iter().cloned());
+        steps.extend(self.limits.iter().cloned());
         let cwd = self.cwd.clone().into_bytes();
         steps.push(Step::WorkingDirectory { path: cwd, create: false });
         steps.extend(self.identity.iter().cloned());
@@ -117,12 +120,6 @@ impl Template {
 struct Plan {
     plan: SpawnPlan,
     fds: Vec<Arc<OwnedFd>>,
-}
-
-/// An exec that runs, in a cgroup of its own.
-struct Running {
-    process: Process,
-    cgroup: Option<Cgroup>,
 }
 
 /// Runs a command and collects its output. `timeout` zero: none. DEADLINE_EXCEEDED kills the whole
@@ -162,77 +159,84 @@ async fn run(
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null")?;
     let stdio = [Arc::new(null), Arc::new(out), Arc::new(err)];
-    let running = spawn(node, container, &main, &argv, stdio).await?;
-    let guard = Guard { node: Arc::clone(node), running };
-    let work = collect(&guard.running.process, stdout, stderr);
-    let output = if timeout.is_zero() {
-        work.await
-    } else {
-        match tokio::time::timeout(timeout, work).await {
-            Ok(output) => output,
-            Err(_) => {
-                guard.end().await;
-                return Err(Error::new(
-                    Kind::DeadlineExceeded,
-                    format!("exec {argv:?} in container {} exceeded its limit of {timeout:?}", container.id),
-                ));
-            }
-        }
+    let mut guard = Guard::new(node, container)?;
+    let work = async {
+        let process = guard.spawn(container, &main, &argv, stdio).await?;
+        collect(&process, stdout, stderr).await
     };
-    output
-}
-
-async fn spawn(
-    node: &Arc<Node>,
-    container: &Arc<Container>,
-    main: &Process,
-    argv: &[String],
-    stdio: [Arc<OwnedFd>; 3],
-) -> Result<Running> {
-    let template = match container.exec.get() {
-        Some(template) => Arc::clone(template),
-        None => {
-            let loaded = Arc::new(Template::load(node, container)?);
-            Arc::clone(container.exec.get_or_init(|| loaded))
-        }
-    };
-    let id = table::new_id()?;
-    let cgroup = match &container.record.cgroup {
-        Some(cgroup) => Some(node.cgroups.create_exec(cgroup, &id[..16])?),
-        None => None,
-    };
-    let entry = cgroup.as_ref().map(|c| node.cgroups.entry(c)).transpose()?.unwrap_or_default();
-    let Plan { plan, fds } = template.plan(&main.pidfd, argv, entry, stdio);
-    match node.keeper.spawn(Spawn { id, plan, fds, role: Role::Exec }).await {
-        Ok(process) => Ok(Running { process, cgroup }),
-        Err(error) => {
-            if let Some(cgroup) = &cgroup {
-                let _ = node.cgroups.remove(cgroup).await;
-            }
-            Err(error.during(format!("exec in container {}", container.id)))
+    if timeout.is_zero() {
+        return work.await;
+    }
+    match tokio::time::timeout(timeout, work).await {
+        Ok(output) => output,
+        Err(_) => {
+            guard.end().await;
+            Err(Error::new(
+                Kind::DeadlineExceeded,
+                format!("exec {argv:?} in container {} exceeded its limit of {timeout:?}", container.id),
+            ))
         }
     }
 }
 
-/// Kills what is left of an exec and removes its cgroup, also when the call is dropped.
+/// What every exec of the container is made of.
+fn template(node: &Node, container: &Container) -> Result<Arc<Template>> {
+    if let Some(template) = container.exec.get() {
+        return Ok(Arc::clone(template));
+    }
+    let loaded = Arc::new(Template::load(node, container)?);
+    Ok(Arc::clone(container.exec.get_or_init(|| loaded)))
+}
+
+/// An exec's cgroup and process: whatever way the call ends, even dropped half way, what runs of it
+/// is killed and its cgroup goes.
 struct Guard {
     node: Arc<Node>,
-    running: Running,
+    id: String,
+    cgroup: Option<Cgroup>,
+    process: Option<Process>,
 }
 
 impl Guard {
+    fn new(node: &Arc<Node>, container: &Container) -> Result<Self> {
+        let id = table::new_id()?;
+        let cgroup = container.record.cgroup.as_ref();
+        let cgroup = cgroup.map(|cgroup| node.cgroups.create_exec(cgroup, &id[..16])).transpose()?;
+        Ok(Self { node: Arc::clone(node), id, cgroup, process: None })
+    }
+
+    async fn spawn(
+        &mut self,
+        container: &Container,
+        main: &Process,
+        argv: &[String],
+        stdio: [Arc<OwnedFd>; 3],
+    ) -> Result<Process> {
+        let template = template(&self.node, container)?;
+        let entry = self.cgroup.as_ref().map(|c| self.node.cgroups.entry(c)).transpose()?.unwrap_or_default();
+        let Plan { plan, fds } = template.plan(&main.pidfd, argv, entry, stdio);
+        let spawn = Spawn { id: self.id.clone(), plan, fds, role: Role::Exec };
+        let process = self.node.keeper.spawn(spawn).await;
+        let process = process.step(|| format!("exec in container {}", container.id))?;
+        self.process = Some(process.clone());
+        Ok(process)
+    }
+
     /// Kills the tree and waits for its end.
     async fn end(&self) {
         self.kill();
-        let _ = tokio::time::timeout(KILL_LIMIT, self.running.process.exited()).await;
+        if let Some(process) = &self.process {
+            let _ = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+        }
     }
 
     fn kill(&self) {
-        let result = match &self.running.cgroup {
-            Some(cgroup) => self.node.cgroups.kill(cgroup),
-            None => self.running.process.signal(libc::SIGKILL),
-        };
-        if let Err(error) = result {
+        let by_cgroup = self.cgroup.as_ref().map(|cgroup| self.node.cgroups.kill(cgroup));
+        if matches!(by_cgroup, Some(Ok(()))) {
+            return;
+        }
+        // It shares its container's cgroup: only the process itself can be told apart.
+        if let Some(Err(error)) = self.process.as_ref().map(|process| process.signal(libc::SIGKILL)) {
             tracing::warn!(%error, "an exec is not killed");
         }
     }
@@ -240,10 +244,10 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.running.process.exit().is_none() {
+        if self.process.as_ref().is_none_or(|process| process.exit().is_none()) {
             self.kill();
         }
-        let Some(cgroup) = self.running.cgroup.clone() else { return };
+        let Some(cgroup) = self.cgroup.take() else { return };
         let node = Arc::clone(&self.node);
         tokio::spawn(async move {
             // Background children of the exec live on; their cgroup goes with the container's.
@@ -271,8 +275,6 @@ async fn collect(process: &Process, stdout: pipe::Receiver, stderr: pipe::Receiv
     while exit.is_none() || !(out.ended && err.ended) {
         tokio::select! {
             biased;
-            done = out.read(), if !out.ended => done?,
-            done = err.read(), if !err.ended => done?,
             ended = &mut exited, if exit.is_none() => {
                 exit = Some(ended);
                 // What it wrote is in the pipes by now; background children that hold them open
@@ -281,6 +283,8 @@ async fn collect(process: &Process, stdout: pipe::Receiver, stderr: pipe::Receiv
                 err.drain()?;
                 break;
             }
+            done = out.read(), if !out.ended => done?,
+            done = err.read(), if !err.ended => done?,
         }
     }
     let exit = match exit {
@@ -309,12 +313,18 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes what is there without waiting for more.
+    /// Takes what is there now: a background child that goes on writing must not hold up the call.
     fn drain(&mut self) -> Result<()> {
         let mut chunk = [0u8; 16 << 10];
-        while !self.ended {
-            match self.pipe.try_read(&mut chunk) {
-                Ok(n) => self.keep(&chunk[..n]),
+        let there = rustix::io::ioctl_fionread(&self.pipe).step(|| "asking for the exec's output")?;
+        let mut left = usize::try_from(there).unwrap_or_default();
+        while !self.ended && left > 0 {
+            let room = left.min(chunk.len());
+            match self.pipe.try_read(&mut chunk[..room]) {
+                Ok(n) => {
+                    left -= n;
+                    self.keep(&chunk[..n]);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(Error::io("reading the exec's output", e)),
             }

@@ -1,9 +1,10 @@
 //! Containers of before: found again after a restart of the daemon, of both processes, or the node.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use crate::Result;
 use crate::container::{Container, Ending, Phase, Record, end, stdio};
 use crate::error::Step;
 use crate::keeper::client::{Adopt, Output, Process, Source, State};
+use crate::keeper::note::NotePage;
 use crate::node::{Node, record, table};
 use crate::pod::boot_id;
 
@@ -72,12 +74,30 @@ pub async fn recover(node: &Arc<Node>, held: &mut HashMap<String, (Process, Stat
             }
             Err(error) => {
                 tracing::warn!(container = id, %error, "a container's record is damaged");
+                if let Some((process, _)) = found {
+                    end(node, &process).await;
+                }
                 let container = Container::new(damaged(&id), Phase::Unknown(error.message));
                 node.containers.insert(&id, Arc::new(container));
             }
         }
     }
     Ok(())
+}
+
+/// How long a killed process may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Kills a process that nobody can look after any more, and has the keeper forget it.
+pub async fn end(node: &Node, process: &Process) {
+    let result = async {
+        process.signal(libc::SIGKILL)?;
+        let _ = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+        node.keeper.forget(&process.id).await
+    };
+    if let Err(error) = result.await {
+        tracing::warn!(process = process.id, %error, "a process that nobody knows is not ended");
+    }
 }
 
 /// Stands for a container whose record is gone: it can be seen and removed (BEHAVIOUR 4).
@@ -130,6 +150,14 @@ async fn recover_one(node: &Arc<Node>, record: Record, found: Option<(Process, S
         }
     };
     let container = Arc::new(Container::new(record, phase));
+    match record::read(&node.layout.container(&id).join("resources.json")) {
+        Ok(Some(resources)) => container.set_resources(resources),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(container = id, %error, "the updated limits are not known"),
+    }
+    if let Some(Err(error)) = container.record.cgroup.as_ref().map(|cgroup| node.cgroups.watch(cgroup)) {
+        tracing::warn!(container = id, %error, "OOM kills of the container will not be seen");
+    }
     node.containers.insert(&id, Arc::clone(&container));
     end::watch(node, &container, process);
 }
@@ -157,8 +185,13 @@ async fn adopt(node: &Arc<Node>, record: &Record) -> Option<(Process, State)> {
         }
     };
     let adopt = Adopt { id: record.id.clone(), pid: live.pid, pidfd, output };
+    // The keeper's note tells whether its program ever ran.
+    let note = stdio::open_note(&state).ok().and_then(|note| NotePage::map(note.as_fd()).ok());
+    let started_at = note.and_then(|note| note.started_at());
     match node.keeper.adopt(adopt).await {
-        Ok(process) => Some((process, State::Running { started_at: record.created_at })),
+        Ok(process) => {
+            Some((process, started_at.map_or(State::Parked, |started_at| State::Running { started_at })))
+        }
         Err(error) => {
             tracing::warn!(container = record.id, %error, "the container is not adopted");
             None

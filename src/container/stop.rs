@@ -110,6 +110,13 @@ async fn discard(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     if !matches!(container.phase(), Phase::Created(_)) {
         return Ok(());
     }
+    // It may have been released by a start whose answer was lost.
+    if let Some(cgroup) = &container.record.cgroup {
+        node.cgroups.kill(cgroup)?;
+    }
+    if let Some(process) = container.process() {
+        let _ = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+    }
     node.keeper.forget(&container.id).await?;
     let ending = Ending {
         finished_at: table::now(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::container::Phase;
 use crate::container::spec::Resources;
-use crate::node::Node;
+use crate::node::{Node, record};
 use crate::{Error, Result};
 
 /// Zero means unchanged; a CREATED container gets the limits at once as well (BEHAVIOUR 29).
@@ -22,7 +22,10 @@ pub async fn update(node: &Arc<Node>, id: &str, change: Resources) -> Result<()>
     for warning in node.cgroups.update(&cgroup, &change).await? {
         tracing::warn!(container = container.id, warning, "a limit has no effect on this host");
     }
-    container.set_resources(merge(container.resources(), change));
+    let merged = merge(container.resources(), change);
+    // For status after a restart of the daemon.
+    record::write(&node.layout.container(&container.id).join("resources.json"), &merged)?;
+    container.set_resources(merged);
     Ok(())
 }
 

@@ -18,6 +18,8 @@ const fn bit(signal: i32) -> u64 {
 
 /// Runs until it is told to end. The namespace ends with it.
 pub fn run() -> io::Result<()> {
+    // Containers that run as the same user must not trace us: we are PID 1 of all of them.
+    prctl::not_dumpable()?;
     let mask = bit(libc::SIGCHLD) | bit(libc::SIGTERM) | bit(libc::SIGINT);
     prctl::set_signal_mask(mask)?;
     let signals = prctl::signal_fd(mask)?;

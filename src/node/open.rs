@@ -1,8 +1,10 @@
 //! The start of the daemon: services, keeper, and the pods of before.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cgroup::Cgroups;
 use crate::config::Config;
@@ -18,12 +20,15 @@ use crate::node::table::Table;
 use crate::pod::events::Events;
 use crate::{Result, container, pod};
 
+/// What plugins of pods long gone may delay the start by: a CNI agent may itself be a pod of ours.
+const RECONCILE_LIMIT: Duration = Duration::from_secs(10);
+
 impl Node {
     /// Opens everything, connects to the keeper, and takes back the pods of before.
     pub async fn open(config: Config) -> Result<Arc<Node>> {
         let layout = Layout::new(&config.root, &config.state, &config.netns_dir);
         for path in layout.directories() {
-            std::fs::create_dir_all(&path).step(|| format!("making directory {}", path.display()))?;
+            make_private(&path)?;
         }
         let cgroups = Cgroups::detect(config.cgroup.driver, &config.cgroup.root)?;
         let images = Images::open(image::Config {
@@ -60,6 +65,14 @@ impl Node {
     }
 }
 
+/// A directory that only root may enter: writable layers hold setuid programs of containers, and
+/// records their environments.
+fn make_private(path: &Path) -> Result<()> {
+    let step = || format!("making directory {}", path.display());
+    std::fs::create_dir_all(path).step(step)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).step(step)
+}
+
 /// Containers before pods: a pod whose fds are lost takes them back from a container that lives.
 async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
     let mut processes: HashMap<_, _> = HashMap::new();
@@ -74,17 +87,18 @@ async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
     container::recover::recover(node, &mut processes).await?;
     let known = node.containers.all().iter().map(|container| container.id.clone()).collect();
     node.images.retain_holders(&known);
-    for (id, (process, _)) in processes {
-        let _ = process.signal(libc::SIGKILL);
-        if let Err(error) = node.keeper.forget(&id).await {
-            tracing::warn!(id, %error, "a process that nobody knows is not forgotten");
-        }
+    for (process, _) in processes.into_values() {
+        container::recover::end(node, &process).await;
     }
     let holds = snapshot.holds.into_iter().map(|hold| (hold.key.clone(), hold)).collect();
     let live = pod::recover::recover(node, pod::recover::Found { holds, inits }).await?;
     // Addresses of pods that ended with a reboot; what fails now is tried again by their removal.
-    if let Err(error) = node.network.reconcile(&live).await {
-        tracing::warn!(%error, "some addresses of earlier pods are not released");
+    match tokio::time::timeout(RECONCILE_LIMIT, node.network.reconcile(&live)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "some addresses of earlier pods are not released"),
+        Err(_) => {
+            tracing::warn!("releasing the addresses of earlier pods takes too long; their removal will")
+        }
     }
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! by its parse error and costs one pod a NOTREADY, not the daemon its start.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -17,8 +19,14 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let text = serde_json::to_vec(record)
         .map_err(|e| Error::internal(format!("encoding record {}: {e}", path.display())))?;
     let next = path.with_extension("next");
-    fs::write(&next, text).step(|| format!("writing record {}", next.display()))?;
+    write_private(&next, &text).step(|| format!("writing record {}", next.display()))?;
     fs::rename(&next, path).step(|| format!("renaming record {}", path.display()))
+}
+
+/// Root's alone: specs hold environments.
+fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text)
 }
 
 /// None if there is none; an error that names the path if it cannot be read or parsed.

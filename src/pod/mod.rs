@@ -9,6 +9,7 @@
 
 pub mod events;
 pub mod files;
+pub mod init;
 pub mod list;
 pub mod namespaces;
 pub mod recover;
@@ -44,6 +45,8 @@ pub struct Record {
     /// None in a record that was written before there was one, or that is damaged.
     pub cgroup: Option<Cgroup>,
     pub ips: Vec<IpAddr>,
+    /// Set once every step of its making was done: one that was cut off is never ready.
+    pub complete: bool,
     /// Set once it was stopped, so that it never comes back as ready.
     pub stopped: bool,
     /// The boot that its namespaces belong to.
@@ -76,6 +79,16 @@ pub struct Shared {
     pub shm: Option<Arc<OwnedFd>>,
     /// PID 1 of the pod, where its PID mode is POD.
     pub init: Option<Process>,
+}
+
+impl Shared {
+    /// What a process of the pod joins: (namespace, CLONE_NEW* flag).
+    pub fn joins(&self) -> Vec<(Arc<OwnedFd>, u64)> {
+        [(&self.net, libc::CLONE_NEWNET), (&self.ipc, libc::CLONE_NEWIPC), (&self.uts, libc::CLONE_NEWUTS)]
+            .into_iter()
+            .filter_map(|(fd, flag)| Some((Arc::clone(fd.as_ref()?), flag as u64)))
+            .collect()
+    }
 }
 
 #[derive(Debug, Clone)]

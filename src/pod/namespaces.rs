@@ -120,6 +120,7 @@ mod tests {
             netns: "/run/netns/p".into(),
             cgroup: None,
             ips: Vec::new(),
+            complete: true,
             stopped: false,
             boot_id: String::new(),
         }

@@ -12,9 +12,8 @@ use crate::container;
 use crate::error::Step;
 use crate::keeper::client::{Adopt, Hold, Process};
 use crate::node::{Node, record, table};
-use crate::pod::run::init_id;
 use crate::pod::spec::NamespaceMode;
-use crate::pod::{Phase, Pod, Record, Shared, boot_id, namespaces};
+use crate::pod::{Phase, Pod, Record, Shared, boot_id, init, namespaces};
 
 /// What was found at the start: the keeper's holds by key, and the pods' inits by ID.
 pub struct Found {
@@ -41,7 +40,7 @@ pub async fn recover(node: &Arc<Node>, mut found: Found) -> Result<Vec<String>> 
             }
         };
         let hold = found.holds.remove(&namespaces::hold_key(&id));
-        let init = found.inits.remove(&init_id(&id));
+        let init = found.inits.remove(&init::id(&id));
         let phase = match regain(node, &record, &boot, hold, init).await {
             Ok(shared) => {
                 live.push(id.clone());
@@ -49,7 +48,15 @@ pub async fn recover(node: &Arc<Node>, mut found: Found) -> Result<Vec<String>> 
             }
             Err(why) => Phase::NotReady(why),
         };
-        node.pods.insert(&id, Arc::new(Pod::new(record, phase)));
+        let init = match &phase {
+            Phase::Ready(shared) => shared.init.clone(),
+            Phase::NotReady(_) => None,
+        };
+        let pod = Arc::new(Pod::new(record, phase));
+        if let Some(init) = init {
+            init::watch(node, &pod, init);
+        }
+        node.pods.insert(&id, pod);
     }
     forget_the_rest(node, found).await;
     Ok(live)
@@ -64,6 +71,7 @@ fn damaged(id: &str) -> Record {
         netns: Default::default(),
         cgroup: None,
         ips: Vec::new(),
+        complete: false,
         stopped: false,
         boot_id: String::new(),
     }
@@ -79,6 +87,9 @@ async fn regain(
 ) -> Result<Shared, String> {
     if record.stopped {
         return Err(String::new());
+    }
+    if !record.complete {
+        return Err("podwright ended while the pod was being set up".into());
     }
     if record.boot_id != boot {
         return Err("the node was rebooted".into());
@@ -126,7 +137,7 @@ fn living(node: &Node, pod_id: &str) -> Vec<(i32, bool)> {
 async fn adopt_init(node: &Arc<Node>, record: &Record) -> Option<Process> {
     let live = container::recover::read_live(&node.layout.pod_state(&record.id))?;
     let pidfd: Arc<OwnedFd> = Arc::new(live.open()?);
-    node.keeper.adopt(Adopt { id: init_id(&record.id), pid: live.pid, pidfd, output: None }).await.ok()
+    node.keeper.adopt(Adopt { id: init::id(&record.id), pid: live.pid, pidfd, output: None }).await.ok()
 }
 
 /// What the keeper holds for pods that nobody knows.
@@ -136,10 +147,7 @@ async fn forget_the_rest(node: &Arc<Node>, found: Found) {
             tracing::warn!(key, %error, "a stale hold is not released");
         }
     }
-    for (id, process) in found.inits {
-        let _ = process.signal(libc::SIGKILL);
-        if let Err(error) = node.keeper.forget(&id).await {
-            tracing::warn!(id, %error, "a stale init is not forgotten");
-        }
+    for process in found.inits.into_values() {
+        container::recover::end(node, &process).await;
     }
 }

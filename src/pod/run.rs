@@ -1,17 +1,15 @@
 //! RunPodSandbox.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::container::recover::Live;
 use crate::error::{Kind, Step as _};
 use crate::keeper::client::{Role, Spawn};
-use crate::keeper::plan::{CgroupEntry, Exec, Identity, PidNamespace, Program, SpawnPlan, Step};
 use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
 use crate::pod::spec::{NamespaceMode, PodSpec};
-use crate::pod::{Phase, Pod, Record, Shared, boot_id, files, namespaces, stop};
+use crate::pod::{Phase, Pod, Record, Shared, boot_id, files, init, namespaces, stop};
 use crate::{Error, Result};
 
 /// Returns the pod's ID. A second call for the same name joins the first (BEHAVIOUR 3), and one
@@ -74,6 +72,7 @@ fn draft(node: &Node, spec: PodSpec) -> Result<Record> {
         created_at: table::now(),
         cgroup: None,
         ips: Vec::new(),
+        complete: false,
         stopped: false,
         boot_id: boot_id()?,
         id,
@@ -86,15 +85,21 @@ async fn bring_up(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<()> {
     let mut record = Record::clone(&pod.record());
     save(node, &record)?;
     record.cgroup = Some(node.cgroups.create_pod(&record.spec.cgroup_parent, &record.id).await?);
+    save(node, &record)?;
     pod.set_record(record.clone());
     let mut shared = make_shared(node, &record).await?;
     pod.set_phase(Phase::Ready(shared.clone()));
     let (attached, held) = tokio::join!(attach(node, &record), hold(node, &record, &mut shared));
+    // Before either may fail: the teardown ends what it finds here.
+    pod.set_phase(Phase::Ready(shared.clone()));
     record.ips = attached?;
     held?;
+    record.complete = true;
     save(node, &record)?;
     pod.set_record(record);
-    pod.set_phase(Phase::Ready(shared));
+    if let Some(init) = shared.init {
+        init::watch(node, pod, init);
+    }
     Ok(())
 }
 
@@ -127,44 +132,12 @@ async fn hold(node: &Arc<Node>, record: &Record, shared: &mut Shared) -> Result<
     node.keeper.hold(namespaces::hold(&record.id, shared)).await?;
     if record.spec.security.namespaces.pid == NamespaceMode::Pod {
         let cgroup = record.cgroup.as_ref().ok_or_else(|| Error::internal("the pod has no cgroup"))?;
-        let (plan, fds) = init_plan(node.cgroups.entry(cgroup)?)?;
-        let spawn = Spawn { id: init_id(&record.id), plan, fds, role: Role::PodInit };
+        let (plan, fds) = init::plan(node.cgroups.entry(cgroup)?, shared)?;
+        let spawn = Spawn { id: init::id(&record.id), plan, fds, role: Role::PodInit };
         let init = node.keeper.spawn(spawn).await.step(|| "starting the pod's init")?;
         let live = Live::of(init.pid)?;
         shared.init = Some(init);
         record::write(&node.layout.pod_state(&record.id).join("live.json"), &live)?;
     }
     Ok(())
-}
-
-/// The keeper's name for a pod's PID 1.
-pub fn init_id(pod_id: &str) -> String {
-    format!("init/{pod_id}")
-}
-
-/// PID 1 of a shared PID namespace: nobody, without capabilities, that reaps.
-fn init_plan(entry: crate::cgroup::Entry) -> Result<(SpawnPlan, Vec<Arc<OwnedFd>>)> {
-    let mut fds = crate::container::compile::FdList::default();
-    let null =
-        std::fs::File::options().read(true).write(true).open("/dev/null").step(|| "opening /dev/null")?;
-    let null = fds.push(OwnedFd::from(null));
-    let nobody = Identity { uid: 65534, gid: 65534, ..Identity::default() };
-    let cgroup = CgroupEntry {
-        unified: entry.unified.map(|fd| fds.push(fd)),
-        tasks: entry.tasks.into_iter().map(|fd| fds.push(fd)).collect(),
-    };
-    let plan = SpawnPlan {
-        pid: PidNamespace::New,
-        new_namespaces: libc::CLONE_NEWNS as u64,
-        join: Vec::new(),
-        cgroup,
-        stdio: [null; 3],
-        terminal: false,
-        steps: vec![Step::Reset, Step::NoNewPrivileges, Step::Identity(nobody)],
-        park: false,
-        seccomp: None,
-        seccomp_flags: 0,
-        exec: Exec { program: Program::PodInit, argv: vec![b"podwright-init".to_vec()], envp: Vec::new() },
-    };
-    Ok((plan, fds.into_fds()))
 }

@@ -9,8 +9,8 @@ use crate::error::Kind;
 use crate::network::namespace;
 use crate::node::Node;
 use crate::pod::events::EventKind;
-use crate::pod::run::{init_id, save};
-use crate::pod::{Phase, Pod, Record, namespaces};
+use crate::pod::run::save;
+use crate::pod::{Phase, Pod, Record, init, namespaces};
 use crate::{Error, Result};
 
 /// Kills what is left and gives the network back; the pod stays inspectable. Unknown is fine.
@@ -81,7 +81,7 @@ async fn end_init(node: &Arc<Node>, pod: &Pod, init: &crate::keeper::client::Pro
     tokio::time::timeout(limit, init.exited())
         .await
         .map_err(|_| Error::internal("the pod's init does not end"))?;
-    node.keeper.forget(&init_id(&pod.id)).await
+    node.keeper.forget(&init::id(&pod.id)).await
 }
 
 /// Removes the pod's records and files.

@@ -11,6 +11,7 @@ mod rootfs;
 
 use std::os::fd::AsRawFd;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -48,8 +49,7 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
     for tasks in &p.tasks {
         rustix::io::write(tasks, b"0").at(Stage::Cgroup)?;
     }
-    // 3. Namespaces that exist. The PID namespace is for our child only; a proc that is mounted from
-    //    here on is of that one all the same.
+    // 3. Namespaces that exist. The PID namespace is for our child only.
     for (fd, flags) in &p.join {
         clone::setns(*fd, *flags).at(Stage::Join)?;
     }
@@ -62,6 +62,11 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
     }
     // 5. What the plan asks for.
     let mut root = rootfs::Root::default();
+    if p.enter.is_some() {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::openat(p.proc, c"self/ns/pid_for_children", flags, Mode::empty());
+        root.pid_namespace = Some(namespace.at(Stage::Enter)?);
+    }
     for (index, action) in p.steps.iter().enumerate() {
         carry_out(action, p, &mut root).at(Stage::Step(index as u32))?;
     }
@@ -72,9 +77,10 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
     // 6. What is left is our own, however long we are parked. Its owner must not close it again.
     std::mem::forget(root);
     close_all_but(&p.last_fds().map(|fd| fd as u32)).at(Stage::CloseFds)?;
-    // 7. The other end closed means that nobody is left who could start us.
+    // 7. The other end closed means that nobody is left who could start us. No program ran, so the
+    //    code must not look like a program's success.
     if p.park && !released(p) {
-        clone::exit(0);
+        clone::exit(126);
     }
     // 8. The final process has nothing left to do that another one in there could make use of.
     if p.enter.is_some() {

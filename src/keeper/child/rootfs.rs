@@ -44,6 +44,8 @@ pub struct Root<'a> {
     pivoted: bool,
     /// A tmpfs that is mounted over some directory already, to be cloned for the next.
     empty: Option<OwnedFd>,
+    /// The PID namespace that a procfs is to show, where it is not that of this process.
+    pub pid_namespace: Option<OwnedFd>,
 }
 
 impl<'a> Root<'a> {
@@ -88,6 +90,11 @@ impl<'a> Root<'a> {
             } else {
                 rustix::mount::fsconfig_set_string(&context, key.as_c_str(), value.as_c_str())?;
             }
+        }
+        // A helper is outside the namespace, and a procfs shows that of whoever mounts it. Kernels
+        // before 6.17 cannot be told another one: EINVAL, rather than the host's processes.
+        if let (Some(namespace), true) = (&self.pid_namespace, fstype == c"proc") {
+            rustix::mount::fsconfig_set_fd(&context, c"pidns", namespace)?;
         }
         rustix::mount::fsconfig_create(&context)?;
         let attributes = MountAttrFlags::from_bits_retain(attributes as _);
