@@ -3,6 +3,7 @@
 //! Arrows between the folders run one way:
 //! `cri` → `pod`, `container`, `image` → `network`, `cgroup`, `security` → `sys`; `keeper` → `sys`.
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod cgroup;
 pub mod cli;

@@ -3,7 +3,18 @@
 //! `serve` is the daemon; `check`, `config` and `keeper` are for those who run it; the rest are CRI
 //! clients that work against any runtime's socket.
 
+mod check;
+mod client;
 mod config;
+mod exec;
+mod images;
+mod keeper;
+mod logs;
+mod pods;
+mod ps;
+mod pull;
+mod rm;
+mod run;
 mod serve;
 
 use std::io::{ErrorKind, Write};
@@ -25,8 +36,28 @@ struct Cli {
 enum Verb {
     /// Run the daemon
     Serve(serve::Serve),
+    /// Say what this host has and lacks
+    Check(check::Check),
     /// Print or check a configuration
     Config(config::Config),
+    /// Look at the keeper, or upgrade it in place
+    Keeper(keeper::Keeper),
+    /// Run an image in a pod of its own
+    Run(run::Run),
+    /// List pods
+    Pods(pods::Pods),
+    /// List containers
+    Ps(ps::Ps),
+    /// Print a container's log
+    Logs(logs::Logs),
+    /// Run a command in a container; its exit code becomes ours
+    Exec(exec::Exec),
+    /// List images
+    Images(images::Images),
+    /// Pull an image
+    Pull(pull::Pull),
+    /// Stop and remove pods or containers
+    Rm(rm::Rm),
 }
 
 /// Runs the verb of this process's arguments. Errors are printed as `podwright: SENTENCE`.
@@ -44,7 +75,17 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Serve(verb) => verb.run(),
+        Verb::Check(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
+        Verb::Keeper(verb) => verb.run(),
+        Verb::Run(verb) => verb.run(),
+        Verb::Pods(verb) => verb.run(),
+        Verb::Ps(verb) => verb.run(),
+        Verb::Logs(verb) => verb.run(),
+        Verb::Exec(verb) => verb.run(),
+        Verb::Images(verb) => verb.run(),
+        Verb::Pull(verb) => verb.run(),
+        Verb::Rm(verb) => verb.run(),
     }
 }
 

@@ -122,7 +122,7 @@ pub fn compile(mut inputs: Inputs<'_>) -> Result<(SpawnPlan, Vec<Arc<OwnedFd>>)>
     Ok((plan, fds))
 }
 
-/// 1. what the process is; 2. its root and mounts, shallow ones first; 3. devices as soon as /dev is
+/// First what the process is; 2. its root and mounts, shallow ones first; 3. devices as soon as /dev is
 /// there; 4. the pivot; 5. masks, which must find the final tree; 6. limits; 7. the directory, still
 /// as root; 8. the identity, after which nothing else may need a privilege.
 fn steps(inputs: &mut Inputs<'_>, process: &oci::Process, fds: &mut FdList) -> Result<Vec<Step>> {

@@ -38,10 +38,10 @@ pub async fn conclude(node: &Arc<Node>, container: &Arc<Container>, ending: Endi
     }
     if let Some(cgroup) = &container.record.cgroup {
         // Where PID 1 is not the container's own, its children outlive it.
-        if container.record.spec.security.namespaces.pid != NamespaceMode::Container {
-            if let Err(error) = node.cgroups.kill(cgroup) {
-                tracing::warn!(container = container.id, %error, "what the container left is not killed");
-            }
+        if container.record.spec.security.namespaces.pid != NamespaceMode::Container
+            && let Err(error) = node.cgroups.kill(cgroup)
+        {
+            tracing::warn!(container = container.id, %error, "what the container left is not killed");
         }
         if let Err(error) = node.cgroups.remove(cgroup).await {
             tracing::debug!(container = container.id, %error, "the cgroup stays until removal");

@@ -88,7 +88,7 @@ fn process(wish: &Wish<'_>) -> Result<oci::Process, OciSpecError> {
 
 fn capability_sets(sets: &Sets) -> oci::LinuxCapabilities {
     let list = |set: u64| -> Option<oci::Capabilities> {
-        Some(capabilities::names(set).into_iter().filter_map(|name| parse(name)).collect())
+        Some(capabilities::names(set).into_iter().filter_map(parse).collect())
     };
     let mut out = oci::LinuxCapabilities::default();
     out.set_bounding(list(sets.bounding))

@@ -26,9 +26,8 @@ pub(super) fn listen(path: &Path) -> Result<(Listener, UnixListener)> {
     refuse_if_alive(path)?;
     // Bound under another name first: the socket appears with its mode, and takes the place of a
     // stale one without a moment in which there is none.
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
+    // A short name, since a socket's path may have 107 bytes only.
+    let fresh = path.with_file_name(format!(".{}", std::process::id()));
     let _ = fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh).step(|| format!("listening on {}", path.display()))?;
     let finish = || {

@@ -73,7 +73,8 @@ impl RuntimeService for Runtime {
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let verbose = request.get_ref().verbose;
-        let info = verbose.then(|| encode::node::info(&self.node.config, &self.host)).unwrap_or_default();
+        let info =
+            if verbose { encode::node::info(&self.node.config, &self.host) } else { Default::default() };
         answer(encode::node::status(self.node.ready(), self.node.network.ready(), info))
     }
 

@@ -72,7 +72,7 @@ impl<'a> Root<'a> {
     pub fn attach(&mut self, mount: BorrowedFd<'_>, target: &CStr, directory: bool) -> Result<()> {
         let kind = if directory { Kind::Directory } else { Kind::File };
         let at = path::make(self.fd()?, target, kind)?;
-        check_target(target, &at, is_on(mount, rustix::fs::PROC_SUPER_MAGIC as i64)?)?;
+        check_target(target, &at, is_on(mount, rustix::fs::PROC_SUPER_MAGIC)?)?;
         move_to(mount, at.as_fd())
     }
 
@@ -241,7 +241,7 @@ impl<'a> Root<'a> {
             Err(e) => return Err(e),
         };
         let magic = match path.to_bytes() {
-            p if p.starts_with(b"/proc/") => rustix::fs::PROC_SUPER_MAGIC as i64,
+            p if p.starts_with(b"/proc/") => rustix::fs::PROC_SUPER_MAGIC,
             p if p.starts_with(b"/sys/") => SYSFS_MAGIC,
             _ => return Ok(Some(target)),
         };
@@ -289,7 +289,7 @@ fn is_on(fd: BorrowedFd<'_>, magic: i64) -> Result<bool> {
 /// Refuses to mount over procfs, however a path got there: CVE-2019-19921. A procfs may go on
 /// `/proc` itself.
 fn check_target(path: &CStr, target: &OwnedFd, is_proc: bool) -> Result<()> {
-    let on_proc = is_on(target.as_fd(), rustix::fs::PROC_SUPER_MAGIC as i64)?;
+    let on_proc = is_on(target.as_fd(), rustix::fs::PROC_SUPER_MAGIC)?;
     let path = path.to_bytes();
     if !on_proc || (is_proc && path == b"/proc") || PROC_FILES.contains(&path) {
         return Ok(());
