@@ -183,9 +183,11 @@ mod tests {
 
     #[test]
     fn what_works_is_taken() {
-        let mut config = Config::default();
-        config.listen = format!("/{}", "x".repeat(106)).into();
-        config.log_level = "warn,podwright::network=debug".into();
+        let mut config = Config {
+            listen: format!("/{}", "x".repeat(106)).into(),
+            log_level: "warn,podwright::network=debug".into(),
+            ..Config::default()
+        };
         config.network.bridge = "br-1.2_3".into();
         config.cgroup.root = "/system.slice/podwright.service/pods".into();
         config.image.insecure_registries = vec!["[::1]:5000".into(), "registry.lan".into()];

@@ -247,10 +247,10 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket;
 
-    fn round_trip(body: &Vec<u8>, fds: usize) -> Incoming {
+    fn round_trip(body: &[u8], fds: usize) -> Incoming {
         let (a, b) = seqpacket::pair().unwrap();
         let null = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
-        let sent = body.clone();
+        let sent = body.to_vec();
         let sender = std::thread::spawn(move || {
             send_all(a.as_fd(), 77, &sent, vec![null; fds]).unwrap();
             a

@@ -71,18 +71,25 @@ async fn containers_share_the_namespace_of_a_pod_init() {
     let spawn = Spawn { id: "init".into(), plan, fds: vec![Arc::new(null.into())], role: Role::PodInit };
     let init = node.keeper.spawn(spawn).await.unwrap();
 
-    let mut spawn =
-        node.container("c1", "echo $$; ls /proc | grep '^[0-9]*$' | grep -c .; sleep 1000 & exit 5");
+    let mut spawn = node.container(
+        "c1",
+        "echo $$; for p in /proc/[0-9]*; do echo pid ${p#/proc/}; done; sleep 1000 & exit 5",
+    );
     spawn.fds.push(Arc::clone(&init.pidfd));
     spawn.plan.pid = PidNamespace::Join(Fd(4));
     let parked = node.keeper.spawn(spawn).await.unwrap();
     let (process, _) = node.keeper.start("c1").await.unwrap();
     assert_ne!(process.pid, parked.pid);
     assert_eq!(process.exited().await.status, Status::Code(5));
-    assert_ne!(node.text("c1").lines().next(), Some("1"));
+    let text = node.text("c1");
+    assert_ne!(text.lines().next(), Some("1"));
+    // Its /proc is that of the namespace it joined: the init and itself, none of the host's.
+    let own = format!("pid {}", text.lines().next().unwrap());
+    let seen: Vec<&str> = text.lines().filter(|line| line.starts_with("pid ")).collect();
+    assert_eq!(seen, ["pid 1", own.as_str()]);
 
     // What it left behind belongs to the init, which ends on request and takes it along.
-    eventually(|| proc_text(init.pid, &format!("task/{}/children", init.pid)) != "").await;
+    eventually(|| !proc_text(init.pid, &format!("task/{}/children", init.pid)).is_empty()).await;
     init.signal(libc::SIGTERM).unwrap();
     assert_eq!(init.exited().await.status, Status::Code(0));
     node.keeper.forget("c1").await.unwrap();

@@ -32,7 +32,7 @@ async fn an_image_is_pulled_listed_and_resolved() {
     assert_eq!(pulled, id.to_string(), "BEHAVIOUR 5");
     let list = images.list(None).unwrap();
     assert_eq!(list.len(), 1);
-    assert_eq!(list[0].repo_tags, [name.clone()]);
+    assert_eq!(list[0].repo_tags, std::slice::from_ref(&name));
     assert_eq!(list[0].repo_digests, [format!("{}@{manifest}", fake.reference("some/image"))]);
     assert_eq!((list[0].uid, list[0].size > 0), (Some(7), true));
     let resolved = images.status(&name).unwrap().unwrap();
