@@ -385,6 +385,6 @@ pub fn read_log(path: &Path) -> Vec<(String, String)> {
             lines.push((stream.to_owned(), open.remove(stream).unwrap_or_default()));
         }
     }
-    lines.extend(open.into_iter().map(|(stream, text)| (stream, text)));
+    lines.extend(open);
     lines
 }

@@ -66,7 +66,7 @@ pub fn start_registry(dir: &Path, port: u16) -> std::process::Child {
     );
     let path = dir.join("registry.yml");
     std::fs::write(&path, config).unwrap();
-    let child = Command::new("docker-registry")
+    let mut child = Command::new("docker-registry")
         .arg("serve")
         .arg(&path)
         .stdout(Stdio::null())
@@ -79,6 +79,8 @@ pub fn start_registry(dir: &Path, port: u16) -> std::process::Child {
         }
         std::thread::sleep(std::time::Duration::from_millis(25));
     }
+    let _ = child.kill();
+    let _ = child.wait();
     panic!("docker-registry does not answer on port {port}");
 }
 
