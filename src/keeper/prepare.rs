@@ -153,7 +153,8 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
     let mut fds = Fds { list: around.fds, keep: Vec::new() };
     fds.keep(around.channel);
     let no_new_privileges = plan.steps.iter().any(|step| matches!(step, Step::NoNewPrivileges));
-    if plan.steps.iter().any(|step| matches!(step, Step::Sysctl { .. } | Step::OomScoreAdj(_))) {
+    let joins = matches!(plan.pid, PidNamespace::Join(_));
+    if joins || plan.steps.iter().any(|step| matches!(step, Step::Sysctl { .. } | Step::OomScoreAdj(_))) {
         fds.keep(around.proc);
     }
     let (new_pid, enter) = match plan.pid {

@@ -59,7 +59,13 @@ async fn kills_at_random_moments_of_many_lives() {
                         Err(e) => panic!("{id}: {e}"),
                     }
                 };
-                node.keeper.start(&id).await.unwrap_or_else(|e| panic!("{id}: {e}"));
+                loop {
+                    match node.keeper.start(&id).await {
+                        Ok(_) => break,
+                        Err(e) if e.kind == podwright::error::Kind::Unavailable => {}
+                        Err(e) => panic!("{id}: {e}"),
+                    }
+                }
                 assert_eq!(process.exited().await.status, Status::Code(round), "{id}");
                 assert_eq!(node.text(&id), format!("{id}\n"));
                 node.keeper.forget(&id).await.unwrap();

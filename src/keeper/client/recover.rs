@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// How long a request waits for the next keeper.
 const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 /// Keepers that one request may outlive.
-const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 16;
 /// Two deaths within this time mean that something is wrong with keepers as such.
 const STABLE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
