@@ -25,6 +25,7 @@ use crate::{Error, Result};
 const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 /// Keepers that one request may outlive.
 const ATTEMPTS: usize = 16;
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Two deaths within this time mean that something is wrong with keepers as such.
 const STABLE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -86,6 +87,8 @@ impl Shared {
         for _ in 1..ATTEMPTS {
             match answer {
                 Err(e) if e.kind == Kind::Unavailable => {
+                    // The end of the link is noticed a little after its first failure.
+                    tokio::time::sleep(RETRY_PAUSE).await;
                     answer = self.ask(request, fds.to_vec()).await;
                 }
                 other => return other,
