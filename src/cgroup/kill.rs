@@ -56,7 +56,7 @@ fn freeze_and_kill(full: &str, control: &str, frozen: &str, thawed: &str) -> Res
 }
 
 /// The processes in a cgroup and below, as the node numbers them.
-fn processes(full: &str) -> io::Result<Vec<i32>> {
+pub(super) fn processes(full: &str) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     let mut directories = vec![full.to_owned()];
     while let Some(directory) = directories.pop() {

@@ -22,6 +22,7 @@
 //! (pure v1: the freezer), and shares its container's cgroups in the others.
 
 mod apply;
+mod details;
 mod devices;
 mod file;
 mod kill;
@@ -39,6 +40,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use details::{CpuTime, Details, DeviceIo, HugePages, MemoryDetails, Throttling};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -340,6 +342,20 @@ impl Cgroups {
     /// it is gone.
     pub fn stats(&self, cgroup: &Cgroup) -> Result<Stats> {
         stats::read(&self.0.layout, cgroup.accounted())
+    }
+
+    /// What [`Self::stats`] leaves out because it is only wanted now and then.
+    pub fn details(&self, cgroup: &Cgroup) -> Details {
+        let oom_kills = self.oom_kills(cgroup);
+        Details { oom_kills, ..details::read(&self.0.layout, cgroup.accounted()) }
+    }
+
+    /// The processes in it and below, as the node numbers them.
+    pub fn processes(&self, cgroup: &Cgroup) -> Result<Vec<i32>> {
+        let mount = self.0.layout.killer();
+        let mount = mount.ok_or_else(|| Error::precondition("no hierarchy to find processes by"))?;
+        let full = format!("{mount}{}", cgroup.accounted());
+        kill::processes(&full).step(|| format!("listing the processes in cgroup {full}"))
     }
 
     /// Removes it and everything below from every hierarchy; missing is fine, all errors told.

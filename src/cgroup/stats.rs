@@ -9,7 +9,7 @@ use crate::error::Error;
 
 /// NOT_FOUND if the cgroup is gone.
 pub(super) fn read(layout: &Layout, path: &str) -> Result<Stats> {
-    let mut reader = Reader { layout, path, buffer: [0; file::BUFFER], name: String::with_capacity(256) };
+    let mut reader = Reader::new(layout, path);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     let mut stats = Stats { timestamp: now, cpu_usage: reader.cpu(), ..Stats::default() };
     reader.memory(&mut stats);
@@ -32,16 +32,20 @@ pub(super) fn oom_kills(layout: &Layout, path: &str) -> Option<u64> {
     value(text, "oom_kill")
 }
 
-struct Reader<'a> {
-    layout: &'a Layout,
+pub(super) struct Reader<'a> {
+    pub layout: &'a Layout,
     path: &'a str,
     buffer: [u8; file::BUFFER],
     /// The path of the file that is read, reused.
     name: String,
 }
 
-impl Reader<'_> {
-    fn text(&mut self, place: Option<Place>, file: &str) -> Option<&str> {
+impl<'a> Reader<'a> {
+    pub fn new(layout: &'a Layout, path: &'a str) -> Self {
+        Self { layout, path, buffer: [0; file::BUFFER], name: String::with_capacity(256) }
+    }
+
+    pub fn text(&mut self, place: Option<Place>, file: &str) -> Option<&str> {
         self.name.clear();
         for part in [self.layout.mount(place?), self.path, "/", file] {
             self.name.push_str(part);
@@ -49,8 +53,13 @@ impl Reader<'_> {
         file::read(&self.name, &mut self.buffer).ok()
     }
 
-    fn number(&mut self, place: Option<Place>, file: &str) -> Option<u64> {
+    pub fn number(&mut self, place: Option<Place>, file: &str) -> Option<u64> {
         self.text(place, file).and_then(file::parse_limit)
+    }
+
+    /// A limit as metrics have it: zero where there is a file but no limit.
+    pub fn limit(&mut self, place: Option<Place>, file: &str) -> Option<u64> {
+        self.text(place, file).map(|text| file::parse_limit(text).unwrap_or(0))
     }
 
     /// Nanoseconds. Without a CPU controller cgroup2 still counts time.
@@ -108,7 +117,7 @@ pub(super) fn value(text: &str, key: &str) -> Option<u64> {
 }
 
 /// The values of `keys` in a flat keyed file, in one pass; zero for what is not there.
-fn values<const N: usize>(text: &str, keys: [&str; N]) -> [u64; N] {
+pub(super) fn values<const N: usize>(text: &str, keys: [&str; N]) -> [u64; N] {
     let mut found = [0; N];
     for (key, value) in text.lines().filter_map(|line| line.split_once(' ')) {
         if let Some(at) = keys.iter().position(|k| *k == key) {

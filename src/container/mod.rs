@@ -14,6 +14,7 @@ pub mod devices;
 pub mod end;
 pub mod exec;
 pub mod list;
+pub mod metrics;
 pub mod mounts;
 pub mod oci;
 pub mod process_env;

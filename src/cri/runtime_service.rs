@@ -52,8 +52,8 @@ impl Runtime {
     }
 
     async fn all_metrics(&self) -> Vec<PodSandboxMetrics> {
-        let stats = pod::stats::list(&self.node, &Default::default()).await;
-        stats.into_iter().map(encode::metrics::pod).collect()
+        let metrics = pod::metrics::list(&self.node).await;
+        metrics.iter().map(encode::metrics::pod).collect()
     }
 }
 

@@ -20,9 +20,13 @@ fn counters(links: Vec<LinkState>) -> Vec<InterfaceStats> {
         .filter(|link| !link.is_loopback())
         .map(|link| InterfaceStats {
             rx_bytes: link.counters.rx_bytes,
+            rx_packets: link.counters.rx_packets,
             rx_errors: link.counters.rx_errors,
+            rx_dropped: link.counters.rx_dropped,
             tx_bytes: link.counters.tx_bytes,
+            tx_packets: link.counters.tx_packets,
             tx_errors: link.counters.tx_errors,
+            tx_dropped: link.counters.tx_dropped,
             name: link.name,
         })
         .collect();

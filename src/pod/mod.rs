@@ -11,6 +11,7 @@ pub mod events;
 pub mod files;
 pub mod init;
 pub mod list;
+pub mod metrics;
 pub mod namespaces;
 pub mod recover;
 pub mod remove;

@@ -50,7 +50,7 @@ fn matches(filter: &Filter, pod: &Pod) -> bool {
         && filter.labels.iter().all(|(k, v)| pod.record().spec.labels.get(k) == Some(v))
 }
 
-fn read(node: &Node, pod: &Pod) -> Result<PodStats> {
+pub fn read(node: &Node, pod: &Pod) -> Result<PodStats> {
     let record = pod.record();
     let ready = matches!(pod.phase(), Phase::Ready(_));
     let stats = match &record.cgroup {

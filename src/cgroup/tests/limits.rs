@@ -138,6 +138,15 @@ async fn b36_stats_tell_use() {
     assert_eq!(stats.swap_available, Some(0));
     let psi = Path::new("/proc/pressure/cpu").exists() && scratch.layout().unified.is_some();
     assert_eq!(stats.cpu_psi.is_some(), psi);
+    let details = c.details(&container);
+    let peak = details.memory.unwrap().peak.unwrap();
+    assert!(peak > 19_000_000 && peak <= 128 << 20, "{details:?}");
+    assert!(details.cpu_time.is_some() && details.throttling.is_some(), "{details:?}");
+    assert_eq!((details.oom_kills, details.pids_limit), (Some(0), Some(0)));
+    let mut processes = c.processes(&container).unwrap();
+    processes.sort();
+    assert_eq!(processes.len(), 2, "{processes:?}");
+    assert!(processes.contains(&(process.pid() as i32)));
     let all = c.stats(&pod).unwrap();
     assert!(all.cpu_usage >= stats.cpu_usage && all.memory.unwrap().usage >= memory.usage, "{all:?}");
     c.kill(&pod).unwrap();

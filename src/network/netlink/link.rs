@@ -84,10 +84,14 @@ pub struct LinkState {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
+    pub rx_packets: u64,
+    pub tx_packets: u64,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub rx_errors: u64,
     pub tx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_dropped: u64,
 }
 
 impl LinkState {
@@ -120,10 +124,19 @@ impl LinkState {
 }
 
 impl Counters {
-    /// struct rtnl_link_stats64: packets in and out, bytes in and out, errors in and out, …
+    /// struct rtnl_link_stats64: packets in and out, then so bytes, errors, drops, …
     fn parse(value: &[u8]) -> Self {
         let at = |i: usize| u64_at(value, 8 * i).unwrap_or_default();
-        Self { rx_bytes: at(2), tx_bytes: at(3), rx_errors: at(4), tx_errors: at(5) }
+        Self {
+            rx_packets: at(0),
+            tx_packets: at(1),
+            rx_bytes: at(2),
+            tx_bytes: at(3),
+            rx_errors: at(4),
+            tx_errors: at(5),
+            rx_dropped: at(6),
+            tx_dropped: at(7),
+        }
     }
 }
 
