@@ -5,4 +5,5 @@
 mod harness;
 mod layout;
 mod lifecycle;
+mod older_client;
 mod seed;
