@@ -72,7 +72,7 @@ impl Template {
         let spec: oci::Spec = record::read(&path)?
             .ok_or_else(|| Error::internal(format!("the runtime spec {} is missing", path.display())))?;
         let env = spec.process().iter().flat_map(|p| p.env().iter().flatten());
-        let env = env.map(|e| e.clone().into_bytes()).collect();
+        let env = env.map(|entry| original(entry, &container.record.spec.envs)).collect();
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(seccomp::compile).transpose()?;
         Self::new(&spec, env, filter)
@@ -115,6 +115,16 @@ impl Template {
         };
         Plan { plan, fds: fds.into_fds() }
     }
+}
+
+/// The bytes that an entry of the Spec's environment stands for: its text is lossy where the
+/// request's value is not UTF-8 (BEHAVIOUR 19).
+fn original(entry: &str, request: &[(String, Vec<u8>)]) -> Bytes {
+    let given = entry.split_once('=').and_then(|(name, text)| {
+        let (_, value) = request.iter().rev().find(|(other, _)| other == name)?;
+        (String::from_utf8_lossy(value) == text).then(|| [name.as_bytes(), b"=", value].concat())
+    });
+    given.unwrap_or_else(|| entry.as_bytes().to_vec())
 }
 
 struct Plan {

@@ -254,7 +254,7 @@ impl RuntimeService for Runtime {
         let id = decode::id("container_id", &request.container_id)?;
         let (argv, timeout) = decode::exec::exec_sync(request.cmd, request.timeout)?;
         let output = container::exec::exec_sync(&self.node, id, argv, timeout).await?;
-        answer(ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+        answer(encode::exec::response(output))
     }
 
     async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {

@@ -20,7 +20,7 @@ use crate::error::{Error, Result, Step};
 use crate::node::Node;
 
 /// Of one message, either way: what kubelet's client and the peers' servers are set to.
-const MAX_MESSAGE: usize = 16 << 20;
+pub(super) const MAX_MESSAGE: usize = 16 << 20;
 
 /// How long running calls may go on once the server was told to stop. What is still running then
 /// is dropped; every verb is safe to drop.

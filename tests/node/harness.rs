@@ -335,6 +335,29 @@ impl Daemon {
         self.runtime().container_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
+    pub async fn stop(&self, id: &str, timeout: i64) -> Result<(), tonic::Status> {
+        let request = cri::StopContainerRequest { container_id: id.into(), timeout };
+        self.runtime().stop_container(request).await.map(drop)
+    }
+
+    pub async fn remove(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = cri::RemoveContainerRequest { container_id: id.into() };
+        self.runtime().remove_container(request).await.map(drop)
+    }
+
+    /// The log of a running container once it has this many lines (up to 20 s).
+    pub async fn lines_of(&self, id: &str, count: usize) -> Vec<(String, String)> {
+        let path = self.status(id).await.log_path;
+        for _ in 0..2000 {
+            let lines = read_log(Path::new(&path));
+            if lines.len() >= count {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the log does not get {count} lines: {:?}", read_log(Path::new(&path)));
+    }
+
     /// Waits (up to 20 s) until a container has ended, and returns its status.
     pub async fn wait(&self, id: &str) -> cri::ContainerStatus {
         for _ in 0..2000 {
@@ -367,6 +390,43 @@ impl Daemon {
         };
         Ok(self.runtime().exec_sync(request).await?.into_inner())
     }
+}
+
+/// The security context of a container made by [`script`].
+pub fn context(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
+pub fn int(value: i64) -> Option<cri::Int64Value> {
+    Some(cri::Int64Value { value })
+}
+
+/// A pod whose containers may be privileged.
+pub fn privileged_pod(name: &str) -> cri::PodSandboxConfig {
+    let mut config = pod(name);
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    config
+}
+
+/// Another name, and with it another log.
+pub fn rename(config: &mut cri::ContainerConfig, name: &str) {
+    config.metadata.as_mut().unwrap().name = name.into();
+    config.log_path = format!("{name}.log");
+}
+
+/// The output of a command in the daemon's mount namespace, which must succeed.
+pub fn nsenter(daemon: &Daemon, argv: &[&str]) -> String {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--mount=/proc/{}/ns/mnt", daemon.pid())).arg("--").args(argv);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What was written to standard output.
+pub fn text(lines: &[(String, String)]) -> String {
+    let lines = lines.iter().filter(|(stream, _)| stream == "stdout").map(|(_, line)| line.as_str());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The lines of a CRI log with their parts put together: (stream, text).

@@ -1,9 +1,15 @@
 //! The whole daemon through real gRPC on a temporary socket, as root, against the real kernel.
 
+mod calls;
+mod confinement;
+mod escape;
+mod exec_and_log;
+mod files;
 // Each module of tests uses its part of the harness.
 #[allow(dead_code)]
 mod harness;
 mod layout;
 mod lifecycle;
 mod older_client;
+mod process;
 mod seed;

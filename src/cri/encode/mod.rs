@@ -1,6 +1,7 @@
 //! From views of the node to the wire. Nothing here can fail but for JSON.
 
 pub(super) mod container;
+pub(super) mod exec;
 #[cfg(test)]
 pub(super) mod fixtures;
 pub(super) mod image;

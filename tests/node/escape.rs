@@ -1,0 +1,413 @@
+//! Ways out of a container that other runtimes have had, and requests that are refused.
+
+use podwright::cri::wire as cri;
+use tonic::Code;
+
+use crate::harness::{Daemon, context, pod, read_log, script, text};
+
+fn add(capabilities: &[&str]) -> Option<cri::Capability> {
+    let add_capabilities = capabilities.iter().map(|c| (*c).to_owned()).collect();
+    Some(cri::Capability { add_capabilities, ..Default::default() })
+}
+
+fn mount(container_path: &str, host_path: &std::path::Path) -> cri::Mount {
+    cri::Mount {
+        container_path: container_path.into(),
+        host_path: host_path.to_str().unwrap().into(),
+        ..Default::default()
+    }
+}
+
+/// CVE-2019-5736: a program that is `/proc/self/exe` gets the runtime's own file to write to.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2019_5736_the_runtime_is_no_file_to_write_to() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("exe")).await;
+    let binary = env!("CARGO_BIN_EXE_podwright-keeper");
+    let before = std::fs::read(binary).unwrap();
+    let main = daemon.run(&pod, script("main", "sleep 1000")).await;
+    // What it executes is the keeper's image at the moment of the execve.
+    let mut config = script("init", "");
+    config.command = vec!["/proc/self/exe".into()];
+    match daemon.create(&pod, config).await {
+        Ok(id) => drop(daemon.start_container(&id).await),
+        Err(error) => assert!(error.message().contains("/proc/self/exe"), "{error}"),
+    }
+    let _ = daemon.exec(&main, &["/proc/self/exe", "keeper"]).await;
+    // A parked container and a running exec, seen from a container that shares their PID namespace,
+    // and may trace them.
+    let mut attacker = script(
+        "attacker",
+        "i=0; while test $i -lt 300; do i=$((i+1)); for p in /proc/[0-9]*; do \
+         case \"$(readlink $p/exe)\" in */busybox|'') ;; *) echo found $p $(readlink $p/exe); \
+         { echo overwritten > $p/exe; } 2>/dev/null && echo wrote $p; esac; done; done",
+    );
+    context(&mut attacker).capabilities = add(&["SYS_PTRACE"]);
+    let options = context(&mut attacker).namespace_options.as_mut().unwrap();
+    (options.pid, options.target_id) = (cri::NamespaceMode::Target as i32, main.clone());
+    let attacker = daemon.run(&pod, attacker).await;
+    while daemon.status(&attacker).await.state == cri::ContainerState::ContainerRunning as i32 {
+        daemon.exec(&main, &["true"]).await.unwrap();
+    }
+    let log = read_log(std::path::Path::new(&daemon.status(&attacker).await.log_path));
+    assert!(!text(&log).contains("wrote"), "{log:?}");
+    assert!(std::fs::read(binary).unwrap() == before, "the keeper's binary was written to");
+    daemon.finish().await;
+}
+
+/// CVE-2024-21626 and its kin: descriptors of the runtime that a program inherits or can name.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2024_21626_no_descriptor_of_the_runtime_is_inside() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("leak")).await;
+    let mut config = script("fds", "");
+    config.command = vec!["ls".into(), "/proc/self/fd".into()];
+    // 3 is the directory that ls reads.
+    let (_, lines) = daemon.outcome(&pod, config).await;
+    assert_eq!(text(&lines), "0\n1\n2\n3");
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    assert_eq!(daemon.exec(&id, &["ls", "/proc/self/fd"]).await.unwrap().stdout, b"0\n1\n2\n3\n");
+    for number in 0..40 {
+        for directory in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/../../..")] {
+            let mut config = script(
+                &format!("cwd-{number}-{}", directory.len()),
+                "pwd -P; ls -d /work /usr 2>/dev/null; ls ../../../../..",
+            );
+            config.working_dir = directory.clone();
+            let Ok(id) = daemon.create(&pod, config).await else { continue };
+            if daemon.start_container(&id).await.is_ok() {
+                let status = daemon.wait(&id).await;
+                let log = text(&read_log(std::path::Path::new(&status.log_path)));
+                assert!(!log.contains("usr"), "{directory}: {log}");
+            }
+            daemon.remove(&id).await.unwrap();
+        }
+    }
+    // A link in the image that leads there is no better.
+    let error = daemon.exec(&id, &["sh", "-c", "ln -s /proc/self/fd/7/ /cwd; ls /cwd/"]).await.unwrap();
+    assert_ne!(error.exit_code, 0);
+    daemon.finish().await;
+}
+
+/// CVE-2021-30465: a volume that contains a link, as the target of the next mount.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2021_30465_mount_targets_stay_inside() {
+    use std::os::unix::fs::symlink;
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("links")).await;
+    let dir = daemon.dir.path().join("volume");
+    let outside = daemon.dir.path().join("outside");
+    let data = daemon.dir.path().join("data");
+    for path in [&dir, &outside, &data] {
+        std::fs::create_dir_all(path).unwrap();
+    }
+    std::fs::write(data.join("mark"), "").unwrap();
+    symlink("/", dir.join("root")).unwrap();
+    symlink(&outside, dir.join("absolute")).unwrap();
+    symlink("../../../../../../../../tmp", dir.join("relative")).unwrap();
+    symlink("/proc", dir.join("proc")).unwrap();
+    for (name, target) in [
+        ("absolute", "/volume/absolute"),
+        ("absolute-below", "/volume/absolute/new/er"),
+        ("relative", "/volume/relative/new"),
+        ("root", "/volume/root/placed"),
+        ("proc", "/volume/proc/self"),
+        ("proc-sys", "/volume/proc/sys"),
+        ("real-proc", "/proc/1/attr"),
+    ] {
+        let mut config = script(name, &format!("ls {target}/mark"));
+        config.mounts = vec![mount("/volume", &dir), mount(target, &data)];
+        match daemon.create(&pod, config).await {
+            Ok(id) => {
+                assert!(!name.contains("proc"), "a mount over procfs was made: {target}");
+                daemon.start_container(&id).await.unwrap();
+                assert_eq!(daemon.wait(&id).await.exit_code, 0, "{name}: mounted inside");
+                daemon.remove(&id).await.unwrap();
+            }
+            Err(error) => assert!(error.message().contains(target), "{target}: {error}"),
+        }
+    }
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "something was made outside");
+    assert!(!std::path::Path::new("/placed").exists() && !std::path::Path::new("/tmp/new").exists());
+    daemon.finish().await;
+}
+
+/// CVE-2025-31133, CVE-2025-52565, CVE-2023-25809: masks and the cgroup as hostile images want them.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2025_31133_masks_cover_what_they_name() {
+    use std::os::unix::fs::symlink;
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("masks")).await;
+    let volume = daemon.dir.path().join("dev");
+    std::fs::create_dir_all(volume.join("shm")).unwrap();
+    symlink("/proc/sys/kernel/core_pattern", volume.join("null")).unwrap();
+    // The request's own /dev, whose `null` leads elsewhere.
+    let mut config = script(
+        "null",
+        "wc -c < /proc/timer_list; { echo '|/x' > /proc/timer_list; } 2>/dev/null; cat /proc/sys/kernel/core_pattern",
+    );
+    config.mounts = vec![mount("/dev", &volume)];
+    context(&mut config).masked_paths = vec!["/proc/timer_list".into()];
+    context(&mut config).readonly_paths = vec!["/proc/sys".into()];
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    match daemon.create(&pod, config).await {
+        Ok(id) => {
+            daemon.start_container(&id).await.unwrap();
+            let status = daemon.wait(&id).await;
+            assert!(text(&read_log(std::path::Path::new(&status.log_path))).starts_with("0\n"));
+        }
+        Err(error) => assert!(error.message().contains("/proc/timer_list"), "{error}"),
+    }
+    assert_eq!(std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+    // A link where a mask should be covers what it leads to, and it must be there inside.
+    let etc = daemon.dir.path().join("etc");
+    std::fs::create_dir_all(&etc).unwrap();
+    symlink("/etc/passwd", etc.join("secret")).unwrap();
+    let mut config = script("link", "wc -c < /files/secret; wc -c < /etc/passwd");
+    config.mounts = vec![mount("/files", &etc)];
+    context(&mut config).masked_paths = vec!["/files/secret".into()];
+    let (_, lines) = daemon.outcome(&pod, config).await;
+    assert_eq!(text(&lines), "0\n0");
+    assert!(std::fs::metadata("/etc/passwd").unwrap().len() > 0);
+    // Whatever capabilities it has, an unprivileged container does not write its cgroup's limits.
+    let mut config = script(
+        "cgroup",
+        "for f in $(find /sys/fs/cgroup -type f 2>/dev/null); do { echo 1 > $f; } 2>/dev/null && echo wrote $f; done; \
+         find /sys/fs/cgroup -type d | while read d; do mkdir $d/x 2>/dev/null && echo made $d/x; done; cat /proc/self/cgroup",
+    );
+    context(&mut config).capabilities = add(&["NET_ADMIN", "DAC_OVERRIDE"]);
+    let (_, lines) = daemon.outcome(&pod, config).await;
+    let lines = text(&lines);
+    assert!(!lines.contains("wrote") && !lines.contains("made"), "{lines}");
+    assert!(lines.lines().all(|l| l.ends_with(":/")), "the cgroup namespace hides the host's names: {lines}");
+    daemon.finish().await;
+}
+
+/// Another process of the node, or of the pod's neighbours, is out of reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_node_is_seen() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("view")).await;
+    let (_, lines) = daemon
+        .outcome(
+            &pod,
+            script(
+                "view",
+                "awk '{print $4, $5}' /proc/self/mountinfo; ls / | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'",
+            ),
+        )
+        .await;
+    let out = text(&lines);
+    assert!(!out.contains("oldroot") && !out.contains("pivot"), "{out}");
+    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let (_, lines) = daemon
+            .outcome(&pod, script(&format!("ns-{namespace}"), &format!("readlink /proc/self/ns/{namespace}")))
+            .await;
+        let ours = std::fs::read_link(format!("/proc/{}/ns/{namespace}", daemon.pid())).unwrap();
+        assert_ne!(text(&lines), ours.to_str().unwrap(), "{namespace}");
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_built_is_refused_by_name() {
+    use cri::security_profile::ProfileType;
+    let daemon = Daemon::start().await;
+    let plain = daemon.run_pod(pod("refusals")).await;
+    type Change = fn(&mut cri::ContainerConfig);
+    fn a_mount(config: &mut cri::ContainerConfig) -> &mut cri::Mount {
+        config.mounts.push(cri::Mount {
+            container_path: "/data".into(),
+            host_path: "/tmp".into(),
+            ..Default::default()
+        });
+        config.mounts.last_mut().unwrap()
+    }
+    let rows: [(&str, Change, Code); 16] = [
+        ("CDI_devices", |c| c.cdi_devices.push(cri::CdiDevice { name: "v/c=d".into() }), Code::Unimplemented),
+        (
+            "apparmor",
+            |c| {
+                context(c).apparmor = Some(cri::SecurityProfile {
+                    profile_type: ProfileType::Localhost as i32,
+                    localhost_ref: "p".into(),
+                })
+            },
+            Code::Unimplemented,
+        ),
+        ("apparmor_profile", |c| context(c).apparmor_profile = "localhost/p".into(), Code::Unimplemented),
+        (
+            "selinux_options",
+            |c| {
+                context(c).selinux_options =
+                    Some(cri::SeLinuxOption { level: "s0".into(), ..Default::default() })
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            "userns_options",
+            |c| {
+                context(c).namespace_options.as_mut().unwrap().userns_options = Some(cri::UserNamespace {
+                    mode: cri::NamespaceMode::Pod as i32,
+                    uids: vec![cri::IdMapping { host_id: 1, container_id: 0, length: 1 }],
+                    gids: Vec::new(),
+                })
+            },
+            Code::Unimplemented,
+        ),
+        (
+            "userns_options",
+            |c| {
+                context(c).namespace_options.as_mut().unwrap().userns_options =
+                    Some(cri::UserNamespace { mode: cri::NamespaceMode::Target as i32, ..Default::default() })
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            "image",
+            |c| {
+                let m = a_mount(c);
+                m.host_path.clear();
+                m.image = Some(cri::ImageSpec { image: "x".into(), ..Default::default() });
+            },
+            Code::Unimplemented,
+        ),
+        ("image_sub_path", |c| a_mount(c).image_sub_path = "x".into(), Code::Unimplemented),
+        ("mount_options", |c| a_mount(c).mount_options.push("noexec".into()), Code::Unimplemented),
+        (
+            "uidMappings",
+            |c| a_mount(c).uid_mappings.push(cri::IdMapping { host_id: 1, container_id: 0, length: 1 }),
+            Code::Unimplemented,
+        ),
+        ("propagation", |c| a_mount(c).propagation = 17, Code::InvalidArgument),
+        (
+            "seccomp",
+            |c| {
+                context(c).seccomp = Some(cri::SecurityProfile {
+                    profile_type: ProfileType::Localhost as i32,
+                    localhost_ref: String::new(),
+                })
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            "profile_type",
+            |c| {
+                context(c).seccomp =
+                    Some(cri::SecurityProfile { profile_type: 9, localhost_ref: String::new() })
+            },
+            Code::InvalidArgument,
+        ),
+        ("privileged", |c| context(c).privileged = true, Code::InvalidArgument),
+        (
+            "/no/such/profile",
+            |c| {
+                context(c).seccomp = Some(cri::SecurityProfile {
+                    profile_type: ProfileType::Localhost as i32,
+                    localhost_ref: "/no/such/profile".into(),
+                })
+            },
+            Code::Unknown,
+        ),
+        (
+            "permissions",
+            |c| {
+                c.devices.push(cri::Device {
+                    container_path: "/dev/x".into(),
+                    host_path: "/dev/null".into(),
+                    permissions: "z".into(),
+                })
+            },
+            Code::InvalidArgument,
+        ),
+    ];
+    for (field, change, code) in rows {
+        let mut config = script("refused", "true");
+        change(&mut config);
+        let error = daemon.create(&plain, config).await.expect_err(field);
+        assert!(error.message().contains(field), "{field}: {error}");
+        assert!(error.code() == code || code == Code::Unknown, "{field}: {error}");
+    }
+    type PodChange = fn(&mut cri::PodSandboxConfig);
+    fn security(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxSandboxSecurityContext {
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+    }
+    let rows: [(&str, PodChange); 4] = [
+        ("userns_options", |c| {
+            security(c).namespace_options.as_mut().unwrap().userns_options =
+                Some(cri::UserNamespace { mode: 0, ..Default::default() })
+        }),
+        ("selinux_options", |c| {
+            security(c).selinux_options =
+                Some(cri::SeLinuxOption { level: "s0".into(), ..Default::default() })
+        }),
+        ("apparmor", |c| {
+            security(c).apparmor = Some(cri::SecurityProfile {
+                profile_type: ProfileType::Localhost as i32,
+                localhost_ref: "p".into(),
+            })
+        }),
+        ("pid", |c| {
+            let o = security(c).namespace_options.as_mut().unwrap();
+            (o.pid, o.target_id) = (3, "x".into())
+        }),
+    ];
+    for (field, change) in rows {
+        let mut config = pod("refused");
+        change(&mut config);
+        let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let error = daemon.runtime().run_pod_sandbox(request).await.expect_err(field);
+        assert!(error.message().contains(field), "{field}: {error}");
+        assert!(matches!(error.code(), Code::Unimplemented | Code::InvalidArgument), "{field}: {error}");
+    }
+    let request = cri::RunPodSandboxRequest { config: Some(pod("handler")), runtime_handler: "kata".into() };
+    let error = daemon.runtime().run_pod_sandbox(request).await.unwrap_err();
+    assert!(error.message().contains("kata"), "{error}");
+    let exec = cri::ExecRequest {
+        container_id: "x".into(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..Default::default()
+    };
+    assert_eq!(daemon.runtime().exec(exec).await.unwrap_err().code(), Code::Unimplemented);
+    daemon.finish().await;
+}
+
+/// 38: what changes nothing is accepted everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_38_neutral_values() {
+    use cri::security_profile::ProfileType::Unconfined;
+    let daemon = Daemon::start().await;
+    let unconfined =
+        || Some(cri::SecurityProfile { profile_type: Unconfined as i32, localhost_ref: String::new() });
+    let node = || Some(cri::UserNamespace { mode: cri::NamespaceMode::Node as i32, ..Default::default() });
+    let mut config = pod("neutral");
+    let linux = config.linux.as_mut().unwrap();
+    linux.overhead = Some(Default::default());
+    linux.resources = Some(Default::default());
+    let security = linux.security_context.as_mut().unwrap();
+    (security.apparmor, security.seccomp, security.selinux_options) =
+        (unconfined(), unconfined(), Some(Default::default()));
+    security.namespace_options.as_mut().unwrap().userns_options = node();
+    let made = daemon.run_pod(config).await;
+    let mut config = script("neutral", "echo ran");
+    config.windows = Some(Default::default());
+    config.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
+        hugepage_limits: ["2MB", "1GB"].map(|s| cri::HugepageLimit { page_size: s.into(), limit: 0 }).into(),
+        ..Default::default()
+    });
+    let security = context(&mut config);
+    (security.apparmor, security.seccomp, security.selinux_options) =
+        (unconfined(), unconfined(), Some(Default::default()));
+    security.apparmor_profile = "unconfined".into();
+    security.namespace_options.as_mut().unwrap().userns_options = node();
+    let (_, lines) = daemon.outcome(&made, config).await;
+    assert_eq!(text(&lines), "ran");
+    let mut bare = script("bare", "echo ran");
+    bare.linux = None;
+    let (_, lines) = daemon
+        .outcome(&daemon.run_pod(cri::PodSandboxConfig { linux: None, ..pod("bare") }).await, bare)
+        .await;
+    assert_eq!(text(&lines), "ran");
+    daemon.finish().await;
+}
