@@ -322,7 +322,8 @@ async fn behaviour_11_stopping() {
     };
     let (first, second) =
         tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(first, second) }).await.unwrap();
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     let status = daemon.status(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
     assert_eq!(text(&read_log(std::path::Path::new(&status.log_path))), "ready\ngot TERM");

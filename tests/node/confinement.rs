@@ -33,7 +33,8 @@ async fn behaviour_20_user_and_groups() {
     let daemon = Daemon::start().await;
     let pod = daemon.run_pod(pod("twenty")).await;
     type Change = fn(&mut cri::LinuxContainerSecurityContext);
-    let rows: [(&str, Change, (u32, u32, &[u32]), &str); 7] = [
+    type Ids<'a> = (u32, u32, &'a [u32]);
+    let rows: [(&str, Change, Ids<'_>, &str); 7] = [
         ("image", |_| (), (0, 0, &[0]), "/root"),
         ("uid", |c| c.run_as_user = int(1000), (1000, 1000, &[1000, 50000]), "/home/default-user"),
         ("name", |c| c.run_as_username = "www-data".into(), (33, 33, &[33]), "/var/www"),
