@@ -67,7 +67,7 @@ stop_daemon() {
     # shellcheck disable=SC2086  # IDs
     "$podwright" rm -t 1 --endpoint "$state/podwright.sock" $pods >/dev/null || true
   fi
-  keeper=$("$podwright" keeper status --state "$state" 2>/dev/null | sed -n 's/.*, pid \([0-9]*\)$/\1/p' | head -n1)
+  keeper=$("$podwright" keeper status --state "$state" 2>/dev/null | sed -n 's/.*, pid \([0-9]*\)$/\1/p' | head -n1) || keeper=
   if alive "$state/daemon.pid" serve; then
     kill "$(cat "$state/daemon.pid")"
     wait_for 15 not alive "$state/daemon.pid" serve || kill -KILL "$(cat "$state/daemon.pid")"

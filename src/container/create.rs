@@ -138,11 +138,10 @@ struct Ground {
 impl Making<'_> {
     async fn run(&mut self, spec: ContainerSpec) -> Result<Container> {
         let node = self.node;
-        let image = node
-            .images
-            .status(&spec.image.image)?
-            .ok_or_else(|| Error::not_found(format!("image {:?} is not present", spec.image.image)))?;
-        let image = node.images.hold(&image.image.id, self.id)?;
+        let found = node.images.list(Some(&spec.image.image))?.into_iter().next();
+        let found =
+            found.ok_or_else(|| Error::not_found(format!("image {:?} is not present", spec.image.image)))?;
+        let image = node.images.hold(&found.id, self.id)?;
         let spec = Arc::new(spec);
         let (cgroup, warnings) = self.make_cgroup(&spec).await?;
         let mut ground = self.prepare(Arc::clone(&spec), image).await?;
