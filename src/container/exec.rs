@@ -330,12 +330,14 @@ impl Stream {
         let mut left = usize::try_from(there).unwrap_or_default();
         while !self.ended && left > 0 {
             let room = left.min(chunk.len());
-            match self.pipe.try_read(&mut chunk[..room]) {
+            // Not try_read, which does not look while the reactor has not heard of the bytes yet.
+            match rustix::io::read(&self.pipe, &mut chunk[..room]) {
                 Ok(n) => {
                     left -= n;
                     self.keep(&chunk[..n]);
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(Error::io("reading the exec's output", e)),
             }
         }

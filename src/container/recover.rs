@@ -74,8 +74,9 @@ pub async fn recover(node: &Arc<Node>, held: &mut HashMap<String, (Process, Stat
             }
             Err(error) => {
                 tracing::warn!(container = id, %error, "a container's record is damaged");
-                if let Some((process, _)) = found {
-                    end(node, &process).await;
+                match found {
+                    Some((process, _)) => end(node, &process).await,
+                    None => end_unheld(node, &id),
                 }
                 let container = Container::new(damaged(&id), Phase::Unknown(error.message));
                 node.containers.insert(&id, Arc::new(container));
@@ -100,6 +101,16 @@ pub async fn end(node: &Node, process: &Process) {
     }
 }
 
+/// The same for one that the keeper does not have.
+fn end_unheld(node: &Node, id: &str) {
+    let live = read_live(&node.layout.container_state(id)).and_then(|live| live.open());
+    if let Some(pidfd) = live
+        && let Err(error) = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL)
+    {
+        tracing::warn!(container = id, %error, "a container whose record is damaged is not killed");
+    }
+}
+
 /// Stands for a container whose record is gone: it can be seen and removed (BEHAVIOUR 4).
 fn damaged(id: &str) -> Record {
     Record {
@@ -118,7 +129,17 @@ fn damaged(id: &str) -> Record {
     }
 }
 
-async fn recover_one(node: &Arc<Node>, record: Record, found: Option<(Process, State)>) {
+/// Said in the status of a container whose pipes nobody held when it ended.
+const OUTPUT_LOST: &str =
+    "what it wrote last may be lost: it ended while neither podwright nor its keeper ran";
+
+/// Whether the process of a pidfd has ended.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Process, State)>) {
     let id = record.id.clone();
     if let Err(error) = node.images.hold(&record.image_id, &id) {
         tracing::warn!(container = id, %error, "the container's image is gone");
@@ -134,8 +155,17 @@ async fn recover_one(node: &Arc<Node>, record: Record, found: Option<(Process, S
     }
     let found = match found {
         Some(found) => Some(found),
-        None => adopt(node, &record).await,
+        None => adopt(node, &mut record).await,
     };
+    let state_dir = node.layout.container_state(&id);
+    let noted = state_dir.join("live.json").exists();
+    if found.is_none() && state_dir.exists() && !noted {
+        // Its creation was cut off after the record: nobody was told of it, a retry makes another.
+        if let Err(error) = super::remove::discard(node, &id, record.cgroup.as_ref()).await {
+            tracing::warn!(container = id, %error, "a half made container is not freed");
+        }
+        return;
+    }
     let Some((process, state)) = found else {
         let container = Arc::new(Container::new(record, Phase::Unknown("being recovered".into())));
         node.containers.insert(&id, Arc::clone(&container));
@@ -143,6 +173,9 @@ async fn recover_one(node: &Arc<Node>, record: Record, found: Option<(Process, S
         end::conclude(node, &container, lost(why.into())).await;
         return;
     };
+    if !noted && let Err(error) = write_live(node, &id, process.pid) {
+        tracing::debug!(container = id, %error, "the container has ended already");
+    }
     let phase = match state {
         State::Parked => Phase::Created(process.clone()),
         State::Running { started_at } | State::Exited { started_at, .. } => {
@@ -173,7 +206,7 @@ fn lost(message: String) -> Ending {
 }
 
 /// Gives a container that outlived both of our processes to the new keeper.
-async fn adopt(node: &Arc<Node>, record: &Record) -> Option<(Process, State)> {
+async fn adopt(node: &Arc<Node>, record: &mut Record) -> Option<(Process, State)> {
     let state = node.layout.container_state(&record.id);
     let live = read_live(&state)?;
     let pidfd = Arc::new(live.open()?);
@@ -184,6 +217,14 @@ async fn adopt(node: &Arc<Node>, record: &Record) -> Option<(Process, State)> {
             None
         }
     };
+    // Looked at after the pipes were opened: had it lived until then, nothing of them is lost.
+    if has_ended(&pidfd) {
+        record.warnings.push(OUTPUT_LOST.into());
+        let path = node.layout.container(&record.id).join("container.json");
+        if let Err(error) = record::write(&path, record) {
+            tracing::warn!(container = record.id, %error, "the loss of output is not recorded");
+        }
+    }
     let adopt = Adopt { id: record.id.clone(), pid: live.pid, pidfd, output };
     // The keeper's note tells whether its program ever ran.
     let note = stdio::open_note(&state).ok().and_then(|note| NotePage::map(note.as_fd()).ok());

@@ -36,7 +36,7 @@ impl Node {
             insecure_registries: config.image.insecure_registries.clone(),
         })
         .await?;
-        let network = Network::open(network_config(&config, &layout))?;
+        let network = Network::open(network_config(&config))?;
         let (keeper, snapshot) = Keeper::connect(keeper::Config {
             state: config.state.clone(),
             executable: keeper_executable(&config)?,
@@ -103,7 +103,7 @@ async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
     Ok(())
 }
 
-fn network_config(config: &Config, layout: &Layout) -> network::Config {
+fn network_config(config: &Config) -> network::Config {
     network::Config {
         mode: config.network.mode,
         cni_conf_dir: config.network.cni_conf_dir.clone(),
@@ -111,7 +111,7 @@ fn network_config(config: &Config, layout: &Layout) -> network::Config {
         bridge: config.network.bridge.clone(),
         subnet: config.network.subnet.clone(),
         mtu: config.network.mtu,
-        root: layout.network(),
+        root: config.root.clone(),
         cni_cache_dir: None,
     }
 }

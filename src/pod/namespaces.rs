@@ -93,12 +93,15 @@ pub fn complete(record: &Record, shared: &Shared) -> bool {
 }
 
 /// Takes the namespaces back from a process of the pod that lives (BEHAVIOUR 42): after both of our
-/// processes died. /dev/shm is cloned out of its mount namespace.
-pub fn take_back(record: &Record, pid: i32, private_shm: bool) -> Result<Shared> {
+/// processes died. /dev/shm is cloned out of its mount namespace by way of the path `scratch`;
+/// without one it is left out.
+pub fn take_back(record: &Record, pid: i32, scratch: Option<&Path>) -> Result<Shared> {
     let open = |name: &str| namespace::open(Path::new(&format!("/proc/{pid}/ns/{name}"))).map(Arc::new);
     let own_net = !record.host_network();
     let own_ipc = record.spec.security.namespaces.ipc == NamespaceMode::Pod;
-    let shm = (own_ipc && private_shm).then(|| namespace::clone_mount(pid, "/dev/shm")).transpose()?;
+    let scratch = scratch.filter(|_| own_ipc);
+    let shm =
+        scratch.map(|scratch| bring_home(&namespace::clone_mount(pid, "/dev/shm")?, scratch)).transpose()?;
     Ok(Shared {
         net: own_net.then(|| open("net")).transpose()?,
         ipc: own_ipc.then(|| open("ipc")).transpose()?,
@@ -106,6 +109,22 @@ pub fn take_back(record: &Record, pid: i32, private_shm: bool) -> Result<Shared>
         shm: shm.map(Arc::new),
         init: None,
     })
+}
+
+/// A detached mount that this process may clone again. The kernel (6.15) lets a detached mount be
+/// cloned only from the mount namespace that it came from, which for `foreign` is a container's: so
+/// it is attached to ours for a moment.
+fn bring_home(foreign: &OwnedFd, scratch: &Path) -> Result<OwnedFd> {
+    use rustix::fs::CWD;
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+    let step = || format!("taking /dev/shm back by way of {}", scratch.display());
+    std::fs::create_dir_all(scratch).step(step)?;
+    move_mount(foreign, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(step)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let home = open_tree(CWD, scratch, flags).step(step);
+    unmount(scratch, UnmountFlags::DETACH).step(step)?;
+    std::fs::remove_dir(scratch).step(step)?;
+    home
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::error::Step;
 use crate::keeper::client::{Adopt, Hold, Process};
 use crate::node::{Node, record, table};
 use crate::pod::spec::NamespaceMode;
-use crate::pod::{Phase, Pod, Record, Shared, boot_id, init, namespaces};
+use crate::pod::{Phase, Pod, Record, Shared, boot_id, init, namespaces, stop};
 
 /// What was found at the start: the keeper's holds by key, and the pods' inits by ID.
 pub struct Found {
@@ -30,12 +30,17 @@ pub async fn recover(node: &Arc<Node>, mut found: Found) -> Result<Vec<String>> 
     {
         let id = entry.file_name().to_string_lossy().into_owned();
         let record = match record::read::<Record>(&node.layout.pod_record(&id)) {
-            Ok(Some(record)) => record,
-            Ok(None) => damaged(&id),
+            Ok(Some(record)) if record.complete => record,
+            // Its run was cut off: nobody was told of it, and a retry makes another.
+            Ok(cut_off) => {
+                let record = cut_off.unwrap_or_else(|| damaged(node, &id));
+                tokio::spawn(undo(Arc::clone(node), record));
+                continue;
+            }
             Err(error) => {
                 tracing::warn!(pod = id, %error, "a pod's record is damaged");
-                let pod = Pod::new(damaged(&id), Phase::NotReady(error.message));
-                node.pods.insert(&id, Arc::new(pod));
+                let record = find_cgroup(node, damaged(node, &id)).await;
+                node.pods.insert(&id, Arc::new(Pod::new(record, Phase::NotReady(error.message))));
                 continue;
             }
         };
@@ -62,13 +67,37 @@ pub async fn recover(node: &Arc<Node>, mut found: Found) -> Result<Vec<String>> 
     Ok(live)
 }
 
-/// A directory without a record is a run that was cut off before it had made anything.
-fn damaged(id: &str) -> Record {
+/// Frees what a run that was cut off had made. What cannot be freed now is left to the next start.
+async fn undo(node: Arc<Node>, record: Record) {
+    let record = find_cgroup(&node, record).await;
+    let pod = Arc::new(Pod::new(record, Phase::NotReady("its run was cut off".into())));
+    let undone = match stop::tear_down(&node, &pod).await {
+        Ok(()) => stop::discard(&node, &pod).await,
+        failed => failed,
+    };
+    if let Err(error) = undone {
+        tracing::warn!(pod = pod.id, %error, "a pod whose run was cut off left something behind");
+    }
+}
+
+/// The cgroup is made before the record says so: its name follows from the pod's.
+async fn find_cgroup(node: &Node, mut record: Record) -> Record {
+    if record.cgroup.is_none() {
+        match node.cgroups.create_pod(&record.spec.cgroup_parent, &record.id).await {
+            Ok(cgroup) => record.cgroup = Some(cgroup),
+            Err(error) => tracing::warn!(pod = record.id, %error, "the pod's cgroup is not found"),
+        }
+    }
+    record
+}
+
+/// Stands for a pod whose record is gone: it can be seen and removed.
+fn damaged(node: &Node, id: &str) -> Record {
     Record {
         id: id.to_owned(),
         spec: Arc::default(),
         created_at: table::now(),
-        netns: Default::default(),
+        netns: node.layout.netns(id),
         cgroup: None,
         ips: Vec::new(),
         complete: false,
@@ -87,9 +116,6 @@ async fn regain(
 ) -> Result<Shared, String> {
     if record.stopped {
         return Err(String::new());
-    }
-    if !record.complete {
-        return Err("podwright ended while the pod was being set up".into());
     }
     if record.boot_id != boot {
         return Err("the node was rebooted".into());
@@ -115,11 +141,19 @@ fn with_init(record: &Record, shared: Shared) -> Result<Shared, String> {
 /// From a container of the pod that lives: both of our processes died.
 fn take_back(node: &Node, record: &Record) -> Result<Shared, String> {
     let gone = || "the pod's namespaces are gone: podwright and its keeper both ended and no container of the pod lives";
+    let scratch = node.layout.pod_state(&record.id).join("shm");
     let mut pids = living(node, &record.id);
     pids.sort_by_key(|(_, private_shm)| !private_shm);
-    let (pid, has_shm) = pids.first().copied().ok_or_else(gone)?;
-    let shared = namespaces::take_back(record, pid, has_shm).map_err(|e| format!("{}: {e}", gone()))?;
-    if namespaces::complete(record, &shared) { Ok(shared) } else { Err(gone().to_owned()) }
+    let mut why = gone().to_owned();
+    // One that has just ended may be among them.
+    for (pid, has_shm) in pids {
+        match namespaces::take_back(record, pid, has_shm.then_some(scratch.as_path())) {
+            Ok(shared) if namespaces::complete(record, &shared) => return Ok(shared),
+            Ok(_) => {}
+            Err(error) => why = format!("{}: {error}", gone()),
+        }
+    }
+    Err(why)
 }
 
 /// (pid, whether its /dev/shm is the pod's) of the pod's living containers.

@@ -2,6 +2,7 @@
 //! subnet and cgroup root, real gRPC over its socket; and a check that it leaves nothing behind.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +20,33 @@ pub struct Daemon {
     pub dir: tempfile::TempDir,
     number: u32,
     child: Child,
+    /// Of the daemon, kept when it is killed: its pins are mounted there.
+    namespaces: Namespaces,
     channel: Channel,
+}
+
+/// A network and a mount namespace.
+struct Namespaces {
+    net: std::fs::File,
+    mnt: std::fs::File,
+}
+
+impl Namespaces {
+    fn of(pid: u32) -> Self {
+        let open = |name: &str| std::fs::File::open(format!("/proc/{pid}/ns/{name}")).unwrap();
+        Self { net: open("net"), mnt: open("mnt") }
+    }
+
+    /// nsenter into both, ready for the program.
+    fn enter(&self) -> Command {
+        let path = |file: &std::fs::File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", path(&self.net)))
+            .arg(format!("--mount={}", path(&self.mnt)))
+            .arg("--");
+        command
+    }
 }
 
 /// Unique on this machine while the test runs.
@@ -34,7 +61,7 @@ impl Daemon {
         Self::start_with("").await
     }
 
-    /// `extra`: lines of configuration.
+    /// `extra`: lines of configuration, in the section `network` to begin with.
     pub async fn start_with(extra: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("podwright-test-").tempdir().unwrap();
         let number = next_number();
@@ -44,15 +71,17 @@ impl Daemon {
         let config = format!(
             "listen = {listen:?}\nroot = {root:?}\nstate = {state:?}\nnetns_dir = {netns:?}\nlog_level = \"debug\"\n\
              [cgroup]\nroot = \"/podwright-test-{number}\"\n\
-             [network]\nmode = \"builtin\"\nbridge = \"pwt{number}\"\nsubnet = \"10.213.0.0/16\"\n{extra}\n",
+             [network]\n{mode}bridge = \"pwt{number}\"\nsubnet = \"10.213.0.0/16\"\n{extra}\n",
             listen = dir.path().join("cri.sock"),
             state = dir.path().join("state"),
             netns = dir.path().join("netns"),
+            mode = if extra.contains("mode =") { "" } else { "mode = \"builtin\"\n" },
         );
         std::fs::write(dir.path().join("config.toml"), config).unwrap();
         let child = spawn(dir.path(), None);
         let channel = connect(&dir.path().join("cri.sock")).await;
-        Self { dir, number, child, channel }
+        let namespaces = Namespaces::of(child.id());
+        Self { dir, number, child, namespaces, channel }
     }
 
     pub fn runtime(&self) -> Runtime {
@@ -73,9 +102,14 @@ impl Daemon {
 
     /// By its cgroup.
     pub fn keeper_pid(&self) -> i32 {
-        let mount = unified();
-        let procs = std::fs::read_to_string(format!("{mount}{}/keeper/cgroup.procs", self.cgroup()));
-        procs.unwrap().lines().next().expect("the keeper runs").parse().unwrap()
+        *self.keeper_pids().first().expect("the keeper runs")
+    }
+
+    /// None between two keepers.
+    pub fn keeper_pids(&self) -> Vec<i32> {
+        let path = format!("{}{}/keeper/cgroup.procs", unified(), self.cgroup());
+        let procs = std::fs::read_to_string(path).unwrap_or_default();
+        procs.lines().map(|line| line.parse().unwrap()).collect()
     }
 
     /// SIGKILL to the daemon alone.
@@ -89,11 +123,40 @@ impl Daemon {
         kill(self.keeper_pid(), 9);
     }
 
-    /// A new daemon in the namespaces of the old one, which must be dead; `keeper` or a pod may
-    /// still be in them.
-    pub async fn start_again(&mut self, namespaces_of: i32) {
-        self.child = spawn(self.dir.path(), Some(namespaces_of));
+    /// A new daemon in the namespaces of the old one, which must be dead.
+    pub async fn start_again(&mut self) {
+        self.child = spawn(self.dir.path(), Some(&self.namespaces));
         self.channel = connect(&self.dir.path().join("cri.sock")).await;
+    }
+
+    /// Ends all processes and takes away what a reboot takes away: the state directory, the pinned
+    /// namespaces and whatever is in the daemon's own, the cgroups.
+    pub async fn reboot(&mut self) {
+        self.end();
+        std::fs::remove_dir_all(self.dir.path().join("state")).unwrap();
+        // The pins are files here and mounts over them in the daemon's mount namespace.
+        let _ = std::fs::remove_dir_all(self.dir.path().join("netns"));
+        self.child = spawn(self.dir.path(), None);
+        self.channel = connect(&self.dir.path().join("cri.sock")).await;
+        self.namespaces = Namespaces::of(self.child.id());
+    }
+
+    /// Ends both processes and all containers, and removes their cgroups.
+    fn end(&mut self) {
+        let root = format!("{}{}", unified(), self.cgroup());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::write(format!("{root}/cgroup.kill"), "1");
+        for _ in 0..200 {
+            let events = std::fs::read_to_string(format!("{root}/cgroup.events")).unwrap_or_default();
+            if !events.contains("populated 1") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in hierarchies() {
+            remove_cgroup(&PathBuf::from(format!("{mount}{}", self.cgroup())));
+        }
     }
 
     /// Removes every pod, and checks that nothing is left of them anywhere.
@@ -122,7 +185,7 @@ impl Daemon {
         for mount in hierarchies() {
             let root = PathBuf::from(format!("{mount}{}", self.cgroup()));
             for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
-                if entry.file_type().unwrap().is_dir() && entry.file_name() != "keeper" {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != "keeper" {
                     left.push(format!("cgroup {}", entry.path().display()));
                 }
             }
@@ -137,35 +200,49 @@ impl Daemon {
             let entries = std::fs::read_dir(self.dir.path().join(place)).into_iter().flatten().flatten();
             left.extend(entries.map(|e| format!("file {}", e.path().display())));
         }
+        left.extend(self.addresses().into_iter().map(|line| format!("address {line}")));
         left
+    }
+
+    /// Addresses that are taken, by the builtin network's journal.
+    pub fn addresses(&self) -> Vec<String> {
+        let path = self.dir.path().join("root/network/builtin/addresses");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut taken = BTreeMap::new();
+        for line in text.lines() {
+            let Some((sign, rest)) = line.split_at_checked(1) else { continue };
+            let address = rest.split_whitespace().next().unwrap_or_default().to_owned();
+            if sign == "+" {
+                taken.insert(address, line.to_owned());
+            } else {
+                taken.remove(&address);
+            }
+        }
+        taken.into_values().collect()
     }
 
     /// The output of a command in the daemon's network namespace.
     pub fn in_netns(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.pid())).arg("--").arg(program).args(arguments);
-        String::from_utf8(command.output().unwrap().stdout).unwrap()
+        let output = self.namespaces.enter().arg(program).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must succeed in the daemon's network and mount namespaces.
+    pub fn in_namespaces(&self, program: &str, arguments: &[&str]) {
+        let output = self.namespaces.enter().arg(program).args(arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {error}");
     }
 }
 
 impl Drop for Daemon {
     /// Ends both processes and frees what they held, also after a failed test.
     fn drop(&mut self) {
-        let mount = unified();
-        let root = format!("{mount}{}", self.cgroup());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::write(format!("{root}/cgroup.kill"), "1");
-        for _ in 0..100 {
-            let events = std::fs::read_to_string(format!("{root}/cgroup.events")).unwrap_or_default();
-            if !events.contains("populated 1") {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if std::thread::panicking() && std::env::var_os("KEEP").is_some() {
+            let log = std::fs::read_to_string(self.dir.path().join("daemon.log")).unwrap_or_default();
+            eprintln!("{log}");
         }
-        for mount in hierarchies() {
-            remove_cgroup(&PathBuf::from(format!("{mount}{}", self.cgroup())));
-        }
+        self.end();
     }
 }
 
@@ -179,19 +256,15 @@ fn remove_cgroup(path: &Path) {
 }
 
 /// `podwright serve` in namespaces of its own, or in those of a process.
-fn spawn(dir: &Path, namespaces_of: Option<i32>) -> Child {
+fn spawn(dir: &Path, namespaces: Option<&Namespaces>) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
-    let mut command = match namespaces_of {
+    let mut command = match namespaces {
         None => {
             let mut command = Command::new("unshare");
             command.args(["--net", "--mount", "--propagation", "private", "--"]);
             command
         }
-        Some(pid) => {
-            let mut command = Command::new("nsenter");
-            command.args([format!("--net=/proc/{pid}/ns/net"), "--".into()]);
-            command
-        }
+        Some(namespaces) => namespaces.enter(),
     };
     command
         .args([env!("CARGO_BIN_EXE_podwright"), "serve", "--config"])
@@ -212,7 +285,10 @@ async fn connect(socket: &Path) -> Channel {
             async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
         });
         let endpoint = Endpoint::from_static("http://localhost");
-        if let Ok(channel) = endpoint.connect_with_connector(connector).await {
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        let request = cri::VersionRequest::default();
+        // Lazy: it connects again by itself when the daemon was started again.
+        if Runtime::new(channel.clone()).version(request).await.is_ok() {
             return channel;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
@@ -224,7 +300,10 @@ async fn connect(socket: &Path) -> Channel {
 pub fn kill(pid: i32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
+    match rustix::process::kill_process(pid, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => panic!("killing {pid:?}: {e}"),
+    }
 }
 
 /// Mount points of every cgroup hierarchy.

@@ -12,4 +12,5 @@ mod layout;
 mod lifecycle;
 mod older_client;
 mod process;
+mod reliability;
 mod seed;
