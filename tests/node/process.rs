@@ -60,9 +60,8 @@ async fn behaviour_19_the_bytes_of_the_environment_outlive_the_daemon() {
     let mut config = script("env", "sleep 1000");
     config.envs = vec![cri::KeyValue { key: "BYTES".into(), value: b"\xff\xfe".to_vec() }];
     let id = daemon.run(&pod, config).await;
-    let keeper = daemon.keeper_pid();
     daemon.kill();
-    daemon.start_again(keeper).await;
+    daemon.start_again().await;
     let out = daemon.exec(&id, &["sh", "-c", "printf %s \"$BYTES\""]).await.unwrap();
     assert_eq!(out.stdout, b"\xff\xfe");
     daemon.finish().await;

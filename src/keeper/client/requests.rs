@@ -131,6 +131,12 @@ impl Shared {
         let name = {
             let mut table = lock(&self.table);
             let entry = table.entries.get_mut(id).ok_or_else(|| unknown(id))?;
+            // A start that nobody heard of, since the daemon that asked for it died.
+            if let Phase::Running { started_at } | Phase::Exited { started_at, .. } = entry.phase
+                && started_at > 0
+            {
+                return Ok((entry.process(id), started_at));
+            }
             if !matches!(entry.phase, Phase::Parked | Phase::Released | Phase::Preparing { .. }) {
                 return Err(Error::precondition(format!("container {id} has been started already")));
             }
