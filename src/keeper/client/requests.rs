@@ -137,12 +137,12 @@ impl Shared {
             {
                 return Ok((entry.process(id), started_at));
             }
-            if !matches!(entry.phase, Phase::Parked | Phase::Released | Phase::Preparing { .. }) {
-                return Err(Error::precondition(format!("container {id} has been started already")));
-            }
             // Should the keeper die now, nobody knows whether the child was released: the next one
-            // looks, or tells the child again.
-            entry.phase = Phase::Released;
+            // looks, or tells the child again. One that ended has a note, which tells the keeper
+            // whether it ran.
+            if !matches!(entry.phase, Phase::Exited { .. }) {
+                entry.phase = Phase::Released;
+            }
             entry.name.clone()
         };
         let link = self.current().await?;
