@@ -6,7 +6,7 @@
 //! cargo bench --bench cri -- --compare A.json --compare B.json --html FILE
 //! ```
 //!
-//! The image needs `sh`, `sleep`, `true`, `yes` and `head`, and must have been pulled.
+//! The image needs `sh`, `sleep`, `true`, `yes` and `dd`, and must have been pulled.
 
 mod client;
 mod measure;
@@ -36,7 +36,7 @@ pub struct Options {
     /// Pods held with a container up.
     #[arg(long, default_value_t = 60)]
     hold: usize,
-    /// Lines of 100 bytes through a container's log; 0: skip.
+    /// Lines of 100 bytes through a container's log, in thousands of them; 0: skip.
     #[arg(long, default_value_t = 3_000_000)]
     lines: u64,
     /// Sandboxes with the seccomp default profile, as kubelet asks for it.

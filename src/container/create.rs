@@ -110,6 +110,12 @@ fn align(mut spec: ContainerSpec, pod: &pod::Record) -> Result<ContainerSpec> {
     Ok(spec)
 }
 
+impl From<volumes::Volume> for Tree {
+    fn from(volume: volumes::Volume) -> Self {
+        Self { mount: volume.mount, directory: volume.directory, label: volume.label }
+    }
+}
+
 /// A creation under way.
 struct Making<'a> {
     node: &'a Arc<Node>,
@@ -143,24 +149,21 @@ impl Making<'_> {
             found.ok_or_else(|| Error::not_found(format!("image {:?} is not present", spec.image.image)))?;
         let image = node.images.hold(&found.id, self.id)?;
         let spec = Arc::new(spec);
-        let (cgroup, warnings) = self.make_cgroup(&spec).await?;
-        let mut ground = self.prepare(Arc::clone(&spec), image).await?;
+        // Neither needs the other, and each takes about a millisecond of the kernel's time.
+        let (made, ground) = tokio::join!(self.make_cgroup(&spec), self.prepare(Arc::clone(&spec), image));
+        let (cgroup, warnings) = made?;
+        self.cgroup = Some(cgroup.clone());
+        let mut ground = ground?;
         let trees = self.open_trees(&mut ground).await?;
         node.cgroups.allow_devices(&cgroup, &ground.devices.rules)?;
         self.finish(ground, trees, cgroup, warnings).await
     }
 
-    async fn make_cgroup(&mut self, spec: &ContainerSpec) -> Result<(Cgroup, Vec<String>)> {
+    async fn make_cgroup(&self, spec: &ContainerSpec) -> Result<(Cgroup, Vec<String>)> {
         let pod = self.pod.record();
         let parent = pod.cgroup.as_ref().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
-        let (cgroup, warnings) = self
-            .node
-            .cgroups
-            .create_container(parent, self.id, &spec.resources)
-            .await
-            .step(|| "making the cgroup")?;
-        self.cgroup = Some(cgroup.clone());
-        Ok((cgroup, warnings))
+        let made = self.node.cgroups.create_container(parent, self.id, &spec.resources).await;
+        made.step(|| "making the cgroup")
     }
 
     /// The part that touches the store and the state directory, on a blocking thread.
@@ -181,6 +184,10 @@ impl Making<'_> {
                 Source::Host(mount) => {
                     hosts.0.push(index);
                     hosts.1.push(mount.clone());
+                }
+                Source::Ours(mount) => {
+                    let volume = volumes::open(mount)?;
+                    trees.insert(index, volume.into());
                 }
                 Source::PodShm => {
                     let mount = self.clone_shm().step(|| format!("mounting {at}"))?;
@@ -212,10 +219,7 @@ impl Making<'_> {
         let limit = Duration::from_secs(self.node.config.container.volume_timeout);
         let opened = volumes::open_all(hosts.1, limit).await?;
         for (index, volume) in hosts.0.into_iter().zip(opened) {
-            trees.insert(
-                index,
-                Tree { mount: volume.mount, directory: volume.directory, label: volume.label },
-            );
+            trees.insert(index, volume.into());
         }
         Ok(trees)
     }
@@ -235,7 +239,6 @@ impl Making<'_> {
         let node = self.node;
         let (spec, filter) = self.runtime_spec(&ground, &cgroup)?;
         let template = Template::new(&spec, ground.env.clone(), filter.clone())?;
-        record::write(&node.layout.container(self.id).join("config.json"), &spec)?;
         let record = self.record(&ground, &cgroup, warnings)?;
         record::write(&node.layout.container(self.id).join("container.json"), &record)?;
         let entry = node.cgroups.entry(&cgroup)?;
@@ -258,7 +261,12 @@ impl Making<'_> {
             seccomp: filter,
         })?;
         let role = Role::Container(ground.stdio.output);
-        let process = node.keeper.spawn(Spawn { id: self.id.to_owned(), plan, fds, role }).await?;
+        // Only a reader of the Spec waits for its file, so the kernel may work at both.
+        let path = node.layout.container(self.id).join("config.json");
+        let writing = tokio::task::spawn_blocking(move || record::write(&path, &spec));
+        let spawned = node.keeper.spawn(Spawn { id: self.id.to_owned(), plan, fds, role }).await;
+        writing.await.map_err(|e| Error::internal(format!("writing the runtime spec: {e}")))??;
+        let process = spawned?;
         node.cgroups.adopt(&cgroup, process.pid, &record.spec.resources).await?;
         crate::container::recover::write_live(node, self.id, process.pid)?;
         let container = Container::new(record, Phase::Created(process));
@@ -289,11 +297,11 @@ impl Making<'_> {
         let (node, security) = (self.node, &ground.spec.security);
         let sets = capabilities::resolve(&security.capabilities, security.privileged, node.capabilities)?;
         // Privileged ignores profiles (BEHAVIOUR 22).
-        let profile = match security.privileged {
+        let compiled = match security.privileged {
             true => None,
-            false => seccomp::profile(&security.seccomp, sets.effective)?,
+            false => seccomp::resolve(&security.seccomp, sets.effective)?,
         };
-        let filter = profile.as_ref().map(seccomp::compile).transpose()?;
+        let (profile, filter) = compiled.map(|c| (c.profile, c.filter)).unzip();
         let spec = super::oci::spec(super::oci::Wish {
             spec: &ground.spec,
             argv: ground.argv.clone(),
@@ -301,7 +309,7 @@ impl Making<'_> {
             cwd: &ground.cwd,
             user: &ground.user,
             sets,
-            seccomp: profile,
+            seccomp: profile.map(|profile| profile.as_ref().clone()),
             mounts: ground.mounts.iter().map(|m| m.oci.clone()).collect(),
             devices: ground.devices.nodes.clone(),
             rules: &ground.devices.rules,

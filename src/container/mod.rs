@@ -35,7 +35,7 @@ pub mod user;
 pub mod volumes;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -102,8 +102,7 @@ pub struct Container {
     stopping: Mutex<Option<watch::Sender<Instant>>>,
     /// What its execs are made of; filled when first needed.
     exec: OnceLock<Arc<exec::Template>>,
-    /// For the CPU rate.
-    reading: Mutex<stats::Readings>,
+    readings: Mutex<stats::Readings>,
 }
 
 impl Container {
@@ -116,7 +115,7 @@ impl Container {
             gate: tokio::sync::Mutex::default(),
             stopping: Mutex::default(),
             exec: OnceLock::new(),
-            reading: Mutex::default(),
+            readings: Mutex::default(),
         }
     }
 
@@ -134,6 +133,10 @@ impl Container {
         let over = |phase: &Phase| matches!(phase, Phase::Exited(_) | Phase::Unknown(_));
         // The sender lives as long as `self`.
         let _ = phases.wait_for(over).await;
+    }
+
+    fn readings(&self) -> MutexGuard<'_, stats::Readings> {
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The limits in force.

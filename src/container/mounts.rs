@@ -17,8 +17,10 @@ use crate::{Error, Result};
 pub enum Source {
     /// Made in the child, in its namespaces.
     FileSystem,
-    /// A tree of the host.
+    /// A tree of the host, wherever it comes from: to look at it can take for ever.
     Host(Mount),
+    /// A file or directory that we know to be the node's own.
+    Ours(Mount),
     /// The pod's /dev/shm.
     PodShm,
     /// The container's devpts: made in the child, or before it where there is a terminal.
@@ -107,6 +109,11 @@ fn host(destination: PathBuf, mount: Mount) -> Planned {
     Planned { destination, source: Source::Host(mount), oci }
 }
 
+fn ours(destination: PathBuf, mount: Mount) -> Planned {
+    let source = Source::Ours(mount.clone());
+    Planned { source, ..host(destination, mount) }
+}
+
 fn file_systems(wish: &Wish<'_>) -> Result<Vec<Planned>> {
     let read = if wish.privileged { "rw" } else { "ro" };
     let devpts: Vec<String> = DEVPTS_OPTIONS.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -123,8 +130,8 @@ fn file_systems(wish: &Wish<'_>) -> Result<Vec<Planned>> {
     ];
     rows.into_iter()
         .map(|(destination, typ, source, options)| {
-            if let Source::Host(mount) = source {
-                return Ok(host(destination.into(), mount));
+            if let Source::Ours(mount) = source {
+                return Ok(ours(destination.into(), mount));
             }
             let oci = oci::MountBuilder::default()
                 .destination(destination)
@@ -142,7 +149,7 @@ fn file_systems(wish: &Wish<'_>) -> Result<Vec<Planned>> {
 fn shm(wish: &Wish<'_>) -> Source {
     if wish.host_ipc {
         let path = "/dev/shm".to_owned();
-        return Source::Host(Mount { container_path: path.clone(), host_path: path, ..Mount::default() });
+        return Source::Ours(Mount { container_path: path.clone(), host_path: path, ..Mount::default() });
     }
     if wish.own_ipc { Source::FileSystem } else { Source::PodShm }
 }
@@ -158,7 +165,7 @@ fn pod_files(wish: &Wish<'_>) -> Vec<Planned> {
                 readonly: wish.readonly_rootfs,
                 ..Mount::default()
             };
-            host(destination, mount)
+            ours(destination, mount)
         })
         .collect()
 }
@@ -217,7 +224,7 @@ mod tests {
     fn host_ipc_takes_the_hosts_shm_and_privileged_a_writable_sys() {
         let planned = plan(&Wish { host_ipc: true, privileged: true, ..wish(&[]) }).unwrap();
         let find = |p: &str| planned.iter().find(|m| m.destination == Path::new(p)).unwrap();
-        assert!(matches!(&find("/dev/shm").source, Source::Host(m) if m.host_path == "/dev/shm"));
+        assert!(matches!(&find("/dev/shm").source, Source::Ours(m) if m.host_path == "/dev/shm"));
         assert!(find("/sys").oci.options().as_ref().unwrap().contains(&"rw".to_owned()));
     }
 }

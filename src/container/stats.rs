@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cgroup::Stats;
 use crate::container::status::{self, ContainerStatus};
@@ -33,8 +33,18 @@ pub struct ContainerStats {
 /// What was read last, for rates and for what is dear to read.
 #[derive(Debug, Default)]
 pub struct Readings {
-    pub cpu: Rate,
-    layer: Option<(i64, Usage)>,
+    cpu: Rate,
+    layer: Layer,
+}
+
+/// The size of a writable layer, which only a walk through all of it tells.
+#[derive(Debug, Default)]
+struct Layer {
+    usage: Usage,
+    /// Nanoseconds since the epoch; zero: never.
+    measured_at: i64,
+    /// Somebody walks now.
+    walking: bool,
 }
 
 /// A cumulative counter's rate over readings at least a second apart.
@@ -48,6 +58,9 @@ pub struct Rate {
 const RATE_INTERVAL: i64 = 1_000_000_000;
 /// How long the size of a writable layer is believed. Nanoseconds.
 const LAYER_INTERVAL: i64 = 10_000_000_000;
+/// A layer of more entries is walked by a thread that no call waits for; meanwhile the size is the
+/// last one known. About 2 ms.
+const WALK_LIMIT: usize = 2_000;
 
 impl Rate {
     /// Per second, of `usage` at `timestamp` (ns).
@@ -91,54 +104,111 @@ fn matches(filter: &Filter, container: &Container) -> bool {
 }
 
 /// Reads a container's cgroup and its writable layer.
-pub fn read(node: &Node, container: &Container) -> Result<ContainerStats> {
+pub fn read(node: &Node, container: &Arc<Container>) -> Result<ContainerStats> {
     let stats = match &container.record.cgroup {
         Some(cgroup) if container.process().is_some() => node.cgroups.stats(cgroup)?,
         _ => Stats { timestamp: table::now(), ..Stats::default() },
     };
-    let directory = node.layout.container(&container.id).join("upper");
-    let mut readings = container.reading.lock().unwrap_or_else(PoisonError::into_inner);
-    let usage_nano_cores = stats.cpu_usage.and_then(|usage| readings.cpu.update(stats.timestamp, usage));
-    let writable_layer = match readings.layer {
-        Some((then, usage)) if stats.timestamp - then < LAYER_INTERVAL => usage,
-        _ => {
-            let usage = usage_of(&directory);
-            readings.layer = Some((stats.timestamp, usage));
-            usage
-        }
-    };
+    let usage_nano_cores =
+        stats.cpu_usage.and_then(|usage| container.readings().cpu.update(stats.timestamp, usage));
+    let upper = node.layout.container(&container.id).join("upper");
     Ok(ContainerStats {
         container: status::of(container),
+        writable_layer: layer_usage(container, upper, stats.timestamp),
         stats,
         usage_nano_cores,
-        writable_layer,
         mountpoint: node.layout.containers().to_string_lossy().into_owned(),
     })
 }
 
-/// Bytes and inodes below a directory. What goes away while it is read counts as gone.
-fn usage_of(directory: &Path) -> Usage {
-    let mut usage = Usage::default();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-        usage.inodes += 1;
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            usage.bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                left.push(entry.path());
-            } else {
-                usage.inodes += 1;
+/// The size of the writable layer at `upper`, as old as [`LAYER_INTERVAL`] or the walk through it.
+fn layer_usage(container: &Arc<Container>, upper: PathBuf, now: i64) -> Usage {
+    let mut readings = container.readings();
+    let layer = &mut readings.layer;
+    if layer.walking || (layer.measured_at > 0 && now - layer.measured_at < LAYER_INTERVAL) {
+        return layer.usage;
+    }
+    layer.walking = true;
+    drop(readings);
+    let mut walk = Walk::new(upper);
+    if walk.go_on(WALK_LIMIT) {
+        return container.readings().layer.measured(walk.usage);
+    }
+    let owner = Arc::clone(container);
+    let rest = move || {
+        walk.go_on(usize::MAX);
+        owner.readings().layer.measured(walk.usage);
+    };
+    let spawned = std::thread::Builder::new().name("layer-size".into()).spawn(rest);
+    let mut readings = container.readings();
+    // Without a thread the next call tries again.
+    readings.layer.walking &= spawned.is_ok();
+    readings.layer.usage
+}
+
+impl Layer {
+    fn measured(&mut self, usage: Usage) -> Usage {
+        *self = Self { usage, measured_at: table::now(), walking: false };
+        usage
+    }
+}
+
+/// Counts bytes and inodes below a directory. What goes away while it is read counts as gone.
+#[derive(Debug)]
+struct Walk {
+    usage: Usage,
+    left: Vec<PathBuf>,
+}
+
+impl Walk {
+    fn new(directory: PathBuf) -> Self {
+        Self { usage: Usage::default(), left: vec![directory] }
+    }
+
+    /// Counts directory by directory until `limit` entries were seen. True: that was all.
+    fn go_on(&mut self, limit: usize) -> bool {
+        let mut seen = 0;
+        while let Some(directory) = self.left.pop() {
+            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+            self.usage.inodes += 1;
+            for entry in entries.flatten() {
+                let Ok(meta) = entry.metadata() else { continue };
+                seen += 1;
+                self.usage.bytes += meta.blocks() * 512;
+                if meta.is_dir() {
+                    self.left.push(entry.path());
+                } else {
+                    self.usage.inodes += 1;
+                }
+            }
+            if seen >= limit && !self.left.is_empty() {
+                return false;
             }
         }
+        true
     }
-    usage
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn behaviour_36_a_layer_is_counted_whole_in_however_many_goes() {
+        let upper = tempfile::tempdir().unwrap();
+        for directory in ["a", "a/b", "c"] {
+            std::fs::create_dir(upper.path().join(directory)).unwrap();
+            std::fs::write(upper.path().join(directory).join("file"), vec![1; 10_000]).unwrap();
+        }
+        let mut whole = Walk::new(upper.path().to_owned());
+        assert!(whole.go_on(usize::MAX));
+        assert_eq!(whole.usage.inodes, 7);
+        assert!(whole.usage.bytes >= 30_000);
+        let mut parts = Walk::new(upper.path().to_owned());
+        assert!(!parts.go_on(1));
+        while !parts.go_on(1) {}
+        assert_eq!(parts.usage, whole.usage);
+    }
 
     #[test]
     fn behaviour_36_the_cpu_rate_needs_two_readings_a_second_apart() {

@@ -33,6 +33,17 @@ pub fn isolate(cgroup_procs: &[OwnedFd]) -> io::Result<()> {
 /// At the start and after every execve, which resets it.
 pub fn harden() -> io::Result<()> {
     prctl::not_dumpable()?;
+    stop_ignoring_signals()
+}
+
+/// Whoever started us may have had signals ignored, which execve and clone3's CLEAR_SIGHAND leave so.
+/// SIGPIPE stays: it is Rust's, and each child resets it.
+fn stop_ignoring_signals() -> io::Result<()> {
+    for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
+        if prctl::is_ignored(signal) {
+            prctl::default_signal(signal)?;
+        }
+    }
     Ok(())
 }
 

@@ -25,8 +25,7 @@ pub fn plan(entry: crate::cgroup::Entry, shared: &Shared) -> Result<(SpawnPlan, 
     let null =
         std::fs::File::options().read(true).write(true).open("/dev/null").step(|| "opening /dev/null")?;
     let null = fds.push(OwnedFd::from(null));
-    let profile = seccomp::profile(&Seccomp::RuntimeDefault, 0)?;
-    let filter = profile.as_ref().map(seccomp::compile).transpose()?;
+    let filter = seccomp::resolve(&Seccomp::RuntimeDefault, 0)?.map(|compiled| compiled.filter);
     let nobody = Identity { uid: 65534, gid: 65534, ..Identity::default() };
     let cgroup = CgroupEntry {
         unified: entry.unified.map(|fd| fds.push(fd)),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::cgroup::Details;
 use crate::container::metrics::{self as container_metrics, ContainerMetrics, Filesystem};
 use crate::node::Node;
+use crate::pod::Pod;
 use crate::pod::stats::{self, PodStats};
-use crate::pod::{Phase, Pod};
 
 #[derive(Debug, Clone)]
 pub struct PodMetrics {
@@ -22,18 +22,17 @@ pub async fn list(node: &Arc<Node>) -> Vec<PodMetrics> {
     let node = Arc::clone(node);
     let work = move || {
         let filesystem = Filesystem::of(&node.layout.containers());
-        let pods = node.pods.all();
-        let ready = pods.iter().filter(|pod| matches!(pod.phase(), Phase::Ready(_)));
-        ready.filter_map(|pod| read(&node, pod, filesystem)).collect()
+        let pods: Vec<_> = node.pods.all().into_iter().filter(|pod| stats::is_ready(pod)).collect();
+        let read = pods.iter().zip(stats::read(&node, &pods));
+        read.filter_map(|(pod, stats)| Some(of(&node, pod, stats.ok()?, filesystem))).collect()
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
-fn read(node: &Node, pod: &Pod, filesystem: Option<Filesystem>) -> Option<PodMetrics> {
-    let mut stats = stats::read(node, pod).ok()?;
+fn of(node: &Node, pod: &Pod, mut stats: PodStats, filesystem: Option<Filesystem>) -> PodMetrics {
     let containers = std::mem::take(&mut stats.containers).into_iter();
     let containers = containers.map(|of| container_metrics::read(node, of, filesystem)).collect();
     let record = pod.record();
     let details = record.cgroup.as_ref().map(|cgroup| node.cgroups.details(cgroup)).unwrap_or_default();
-    Some(PodMetrics { stats, details, containers })
+    PodMetrics { stats, details, containers }
 }

@@ -27,16 +27,38 @@ pub struct Filter {
     pub flags: u32,
 }
 
-/// The profile of a request: None if unconfined. `capabilities` (effective set) widens the
-/// default profile, as the peers' default does.
+/// A profile, and the filter that it compiles to.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    pub profile: Arc<LinuxSeccomp>,
+    pub filter: Filter,
+}
+
+/// What a request asks for: None if unconfined. `capabilities` (effective set) widens the default
+/// profile, as the peers' default does.
 ///
-/// A Localhost profile is read from its file, which blocks; errors name the path and the field.
-pub fn profile(request: &Seccomp, capabilities: u64) -> Result<Option<LinuxSeccomp>> {
-    match request {
-        Seccomp::Unconfined => Ok(None),
-        Seccomp::RuntimeDefault => default::profile(capabilities).map(Some),
-        Seccomp::Localhost(path) => read::profile(Path::new(path), capabilities).map(Some),
+/// A Localhost profile is read from its file each time, which blocks; errors name the path and the
+/// field.
+pub fn resolve(request: &Seccomp, capabilities: u64) -> Result<Option<Compiled>> {
+    let profile = match request {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::RuntimeDefault => return runtime_default(capabilities).map(Some),
+        Seccomp::Localhost(path) => read::profile(Path::new(path), capabilities)?,
+    };
+    let filter = compile(&profile)?;
+    Ok(Some(Compiled { profile: Arc::new(profile), filter }))
+}
+
+/// The default profile for a set of capabilities, made once: nearly every container has the same.
+fn runtime_default(capabilities: u64) -> Result<Compiled> {
+    static MADE: LazyLock<Mutex<HashMap<u64, Compiled>>> = LazyLock::new(Mutex::default);
+    if let Some(made) = MADE.lock().unwrap_or_else(PoisonError::into_inner).get(&capabilities) {
+        return Ok(made.clone());
     }
+    let profile = default::profile(capabilities)?;
+    let compiled = Compiled { filter: compile(&profile)?, profile: Arc::new(profile) };
+    insert(&MADE, capabilities, compiled.clone());
+    Ok(compiled)
 }
 
 /// Compiles a profile, or takes it from the cache.
@@ -50,13 +72,17 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
     }
     let program = compile::program(profile).map_err(|e| e.during("compiling the seccomp profile"))?;
     let filter = Filter { program: Arc::new(bpf::bytes(&program)), flags: flags(profile)? };
-    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    // A node has few profiles; one whose files change all the time starts over.
+    insert(&CACHE, key, filter.clone());
+    Ok(filter)
+}
+
+/// A node has few profiles; one whose files change all the time starts over.
+fn insert<K: std::hash::Hash + Eq, V>(cache: &Mutex<HashMap<K, V>>, key: K, value: V) {
+    let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
     if cache.len() >= CACHED {
         cache.clear();
     }
-    cache.insert(key, filter.clone());
-    Ok(filter)
+    cache.insert(key, value);
 }
 
 /// Programs kept, about 4 KB each.

@@ -100,6 +100,16 @@ pub fn default_scheduling() -> Result<()> {
     }
 }
 
+/// Whether a signal is ignored; false for what is no signal.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = [0u64; 4];
+    // SAFETY: as long as the kernel's structure with its 8-byte mask, which is written there.
+    let asked = check(unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, 0usize, action.as_mut_ptr(), size_of::<u64>())
+    });
+    asked.is_ok() && action[0] == libc::SIG_IGN as u64
+}
+
 /// The default disposition of a signal that was ignored.
 pub fn default_signal(signal: i32) -> Result<()> {
     // The kernel's struct sigaction: handler, flags, restorer, mask; all zero is SIG_DFL.

@@ -18,12 +18,9 @@ pub fn reset(helper: bool) -> Result<()> {
         // The leader of a session already (of a PID namespace, say) is fine.
         let _ = rustix::process::setsid();
     }
-    // Dispositions were reset by the clone, except of signals that were ignored: Rust's SIGPIPE.
-    for signal in 1..=64 {
-        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
-            let _ = prctl::default_signal(signal);
-        }
-    }
+    // Dispositions were reset by the clone, except of signals that the keeper ignores: this one only
+    // (keeper::setup).
+    prctl::default_signal(libc::SIGPIPE)?;
     prctl::set_signal_mask(0)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     match prctl::new_session_keyring() {

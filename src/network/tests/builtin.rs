@@ -24,7 +24,7 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         let seen = connect(&a, &there, "192.0.2.2".parse().unwrap());
         assert_eq!(seen, "192.0.2.1".parse::<IpAddr>().unwrap(), "masqueraded");
 
-        let stats = Network::stats(&a.pin).unwrap();
+        let stats = Network::stats_of(&[&a.pin]).pop().unwrap().unwrap();
         assert_eq!(stats.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
         assert!(stats[0].rx_bytes > 100 && stats[0].tx_bytes > 100, "{stats:?}");
         let several = Network::stats_of(&[a.pin.as_path(), Path::new("/none"), &b.pin]);

@@ -10,6 +10,10 @@ use super::verify::{build, pipe};
 use super::*;
 use crate::error::Kind;
 
+fn profile(request: &Seccomp, capabilities: u64) -> Result<Option<LinuxSeccomp>> {
+    Ok(resolve(request, capabilities)?.map(|compiled| LinuxSeccomp::clone(&compiled.profile)))
+}
+
 fn parse(profile: Value) -> Result<LinuxSeccomp> {
     read::parse(profile.to_string().as_bytes(), 0xa804_25fb)
 }
@@ -41,6 +45,8 @@ fn programs_come_from_the_cache() {
     let default = profile(&Seccomp::RuntimeDefault, 5).unwrap().unwrap();
     let (first, second) = (compile(&default).unwrap(), compile(&default).unwrap());
     assert!(Arc::ptr_eq(&first.program, &second.program));
+    let again = resolve(&Seccomp::RuntimeDefault, 5).unwrap().unwrap();
+    assert!(Arc::ptr_eq(&again.filter.program, &first.program));
     let other = compile(&profile(&Seccomp::RuntimeDefault, 1 << 21).unwrap().unwrap()).unwrap();
     assert_ne!(first.program, other.program);
 }
