@@ -21,7 +21,7 @@ use crate::container::spec::{ContainerSpec, RunAs};
 use crate::container::status::User;
 use crate::container::stdio::{self, Stdio};
 use crate::container::{
-    Container, Phase, Record, end, process_env, remove, rlimits, rootfs, signal, user, volumes,
+    Container, Phase, Record, attached, end, process_env, remove, rlimits, rootfs, signal, user, volumes,
 };
 use crate::error::{Kind, Step};
 use crate::image::Resolved;
@@ -31,6 +31,7 @@ use crate::pod::events::EventKind;
 use crate::pod::spec::NamespaceMode;
 use crate::pod::{self, Pod, Shared};
 use crate::security::{capabilities, seccomp};
+use crate::sys::probe;
 use crate::{Error, Result};
 
 /// Returns the container's ID. A second call for the same name in the pod joins the first, and one
@@ -213,6 +214,12 @@ impl Making<'_> {
                         );
                     }
                 }
+                Source::FileSystem if planned.oci.typ().as_deref() == Some("proc") => {
+                    if let Some(mount) = self.joined_procfs(&ground.spec).await? {
+                        let label = format!("procfs at {at}");
+                        trees.insert(index, Tree { mount, directory: true, label });
+                    }
+                }
                 Source::FileSystem => {}
             }
         }
@@ -222,6 +229,34 @@ impl Making<'_> {
             trees.insert(index, volume.into());
         }
         Ok(trees)
+    }
+
+    /// The procfs of a PID namespace that is joined, where the child, which is outside of it, cannot
+    /// make one that shows it.
+    async fn joined_procfs(&self, spec: &ContainerSpec) -> Result<Option<OwnedFd>> {
+        let modes = &spec.security.namespaces;
+        let (pid, path) = match modes.pid {
+            _ if probe::procfs_of_others().is_ok() => return Ok(None),
+            NamespaceMode::Pod => (self.shared.init.as_ref().map(|init| init.pid), attached::INIT_PROC),
+            NamespaceMode::Target => {
+                (self.node.containers.find(&modes.target)?.process().map(|p| p.pid), "/proc")
+            }
+            NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
+        };
+        // `pid` refuses one that does not run, with a sentence of its own.
+        let Some(pid) = pid else { return Ok(None) };
+        // A file system of the target's own making may never answer.
+        let limit = Duration::from_secs(self.node.config.container.volume_timeout);
+        let work = tokio::task::spawn_blocking(move || attached::procfs(pid, path));
+        match tokio::time::timeout(limit, work).await {
+            Ok(taken) => {
+                taken.map_err(|e| Error::internal(format!("taking the procfs of {pid}: {e}")))?.map(Some)
+            }
+            Err(_) => Err(Error::new(
+                Kind::DeadlineExceeded,
+                format!("the procfs of process {pid} did not answer within {} s", limit.as_secs()),
+            )),
+        }
     }
 
     fn clone_shm(&self) -> Result<OwnedFd> {

@@ -8,6 +8,7 @@
 //!  Unknown: a record that cannot be read or a process that cannot be found; removable.
 //! ```
 
+pub mod attached;
 pub mod compile;
 pub mod create;
 pub mod devices;

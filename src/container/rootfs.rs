@@ -11,8 +11,11 @@ use rustix::mount::{
 };
 
 use crate::Result;
+use crate::container::attached;
 use crate::error::Step;
+use crate::network::namespace::NSFS_MAGIC;
 use crate::sys::mount::{MOUNT_ATTR_RDONLY, MountAttr, set_attributes};
+use crate::sys::probe;
 
 /// fsconfig takes strings of up to 255 bytes.
 const LONGEST: usize = 255;
@@ -25,6 +28,9 @@ pub fn mount(layers: &[PathBuf], directory: &Path) -> Result<OwnedFd> {
     let (upper, work) = (directory.join("upper"), directory.join("work"));
     for path in [&upper, &work] {
         fs::create_dir_all(path).step(|| format!("making directory {}", path.display()))?;
+    }
+    if probe::single_layers().is_err() {
+        return attached::overlay(layers, &upper, &work, directory);
     }
     let overlay =
         fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(|| "opening the overlay file system")?;
@@ -58,11 +64,20 @@ fn short(path: &Path, held: &mut Vec<OwnedFd>) -> Result<PathBuf> {
     Ok(name.into())
 }
 
-/// A second detached mount of one that is detached itself (Linux 6.15).
+/// A mount that can be cloned from now on: itself, or on older kernels a mount namespace that holds it.
+pub fn clonable(mount: OwnedFd) -> Result<OwnedFd> {
+    if probe::detached_clones().is_ok() { Ok(mount) } else { attached::keep(mount) }
+}
+
+/// A second detached mount of what [`clonable`] returned.
 pub fn clone(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let step = || "cloning a detached mount";
+    if rustix::fs::fstatfs(mount).step(step)?.f_type == NSFS_MAGIC {
+        return attached::clone(mount);
+    }
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(mount, "", flags).step(|| "cloning a detached mount (this needs Linux 6.15)")
+    open_tree(mount, "", flags).step(step)
 }
 
 /// A small tmpfs with empty directories to mount on.

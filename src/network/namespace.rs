@@ -23,7 +23,7 @@ use crate::error::{Result, Step, errno_text};
 use crate::sys::namespace::{Unshare, unshare};
 
 /// statfs(2)
-const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+pub const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Which namespaces a pod gets of its own; those that it does not are the node's.
 #[derive(Debug, Clone, Copy, Default)]
@@ -184,7 +184,8 @@ fn enter(netns: BorrowedFd) -> Result<()> {
         .step(|| "entering the pod's network namespace")
 }
 
-fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+/// Runs `work` on a thread of its own, which ends with it: for what changes a thread for good.
+pub fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).stack_size(256 << 10);
         let thread = thread.spawn_scoped(scope, work).step(|| "starting a thread for a namespace")?;

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::Result;
+use crate::container::attached;
 use crate::container::spec::Seccomp;
 use crate::error::Step as _;
 use crate::keeper::client::Process;
@@ -12,6 +13,8 @@ use crate::node::Node;
 use crate::pod::events::EventKind;
 use crate::pod::{Phase, Pod, Shared};
 use crate::security::seccomp;
+use crate::sys::mount::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use crate::sys::probe;
 
 /// The keeper's name for a pod's PID 1.
 pub fn id(pod_id: &str) -> String {
@@ -31,6 +34,17 @@ pub fn plan(entry: crate::cgroup::Entry, shared: &Shared) -> Result<(SpawnPlan, 
         unified: entry.unified.map(|fd| fds.push(fd)),
         tasks: entry.tasks.into_iter().map(|fd| fds.push(fd)).collect(),
     };
+    let mut steps = vec![Step::Reset];
+    if probe::procfs_of_others().is_err() {
+        // For the containers, which are outside of the namespace while they make theirs.
+        steps.push(Step::Mount {
+            fstype: b"proc".to_vec(),
+            target: attached::INIT_PROC.into(),
+            options: Vec::new(),
+            attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+        });
+    }
+    steps.extend([Step::NoNewPrivileges, Step::Identity(nobody)]);
     let plan = SpawnPlan {
         pid: PidNamespace::New,
         new_namespaces: libc::CLONE_NEWNS as u64,
@@ -38,7 +52,7 @@ pub fn plan(entry: crate::cgroup::Entry, shared: &Shared) -> Result<(SpawnPlan, 
         cgroup,
         stdio: [null; 3],
         terminal: false,
-        steps: vec![Step::Reset, Step::NoNewPrivileges, Step::Identity(nobody)],
+        steps,
         park: false,
         seccomp: filter.as_ref().map(|f| f.program.to_vec()),
         seccomp_flags: filter.as_ref().map_or(0, |f| f.flags),

@@ -10,11 +10,13 @@ use rustix::mount::{
 };
 
 use crate::Result;
+use crate::container::rootfs;
 use crate::error::Step;
 use crate::keeper::client::Hold;
 use crate::network::namespace::{self, NewNamespaces};
 use crate::pod::spec::{NamespaceMode, PodSpec};
 use crate::pod::{Record, Shared};
+use crate::sys::probe;
 
 /// Makes what the pod shares and the node does not lend. Blocks for a millisecond.
 pub fn make(record: &Record, hostname: &str) -> Result<Shared> {
@@ -47,7 +49,7 @@ fn make_shm() -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(step)
+    rootfs::clonable(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(step)?)
 }
 
 /// What the pod is called: as asked, else the node's name, as the peers have it (BEHAVIOUR 26).
@@ -101,7 +103,7 @@ pub fn take_back(record: &Record, pid: i32, scratch: Option<&Path>) -> Result<Sh
     let own_ipc = record.spec.security.namespaces.ipc == NamespaceMode::Pod;
     let scratch = scratch.filter(|_| own_ipc);
     let shm =
-        scratch.map(|scratch| bring_home(&namespace::clone_mount(pid, "/dev/shm")?, scratch)).transpose()?;
+        scratch.map(|scratch| bring_home(namespace::clone_mount(pid, "/dev/shm")?, scratch)).transpose()?;
     Ok(Shared {
         net: own_net.then(|| open("net")).transpose()?,
         ipc: own_ipc.then(|| open("ipc")).transpose()?,
@@ -114,12 +116,15 @@ pub fn take_back(record: &Record, pid: i32, scratch: Option<&Path>) -> Result<Sh
 /// A detached mount that this process may clone again. The kernel (6.15) lets a detached mount be
 /// cloned only from the mount namespace that it came from, which for `foreign` is a container's: so
 /// it is attached to ours for a moment.
-fn bring_home(foreign: &OwnedFd, scratch: &Path) -> Result<OwnedFd> {
+fn bring_home(foreign: OwnedFd, scratch: &Path) -> Result<OwnedFd> {
+    if probe::detached_clones().is_err() {
+        return rootfs::clonable(foreign);
+    }
     use rustix::fs::CWD;
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
     let step = || format!("taking /dev/shm back by way of {}", scratch.display());
     std::fs::create_dir_all(scratch).step(step)?;
-    move_mount(foreign, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(step)?;
+    move_mount(&foreign, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(step)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let home = open_tree(CWD, scratch, flags).step(step);
     unmount(scratch, UnmountFlags::DETACH).step(step)?;

@@ -11,6 +11,7 @@ pub mod mount;
 pub mod namespace;
 pub mod pidfd;
 pub mod prctl;
+pub mod probe;
 mod raw;
 pub mod seqpacket;
 pub mod shared_page;

@@ -35,3 +35,13 @@ pub fn enter_mounts(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::thread::move_into_link_name_space(namespace, Some(rustix::thread::LinkNameSpaceType::Mount))
 }
+
+/// Gives the calling thread a mount namespace of its own, a copy of the one that it is in; its root
+/// and working directory become its own too.
+///
+/// Call it on a thread that ends afterwards: the namespace ends with it, unless an fd holds it.
+pub fn unshare_mounts() -> rustix::io::Result<()> {
+    // SAFETY: CLONE_NEWNS and CLONE_FS alone are unshared, so the file descriptor table stays shared
+    // by every thread and an OwnedFd stays valid on whichever it is dropped.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }
+}

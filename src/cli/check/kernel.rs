@@ -7,15 +7,14 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen, open_tree,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cli::check::{Finding, read};
 use crate::error::errno_text;
 use crate::sys::mount::MountAttr;
-use crate::sys::{mount, pidfd};
+use crate::sys::{mount, pidfd, probe};
 
 /// What Debian 12 has, and what we run on.
 const OLDEST: (u32, u32) = (6, 1);
@@ -72,10 +71,8 @@ fn mounts() -> Vec<Finding> {
             return vec![Finding::missing("mounts by descriptor", text)];
         }
     };
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let root = open_tree(CWD, "/", clone);
+    let root = open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
     let read_only = MountAttr { set: mount::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-    let again = open_tree(detached.as_fd(), "", clone | OpenTreeFlags::AT_EMPTY_PATH);
     vec![
         match root {
             Ok(_) => Finding::ok("mounts by descriptor", "fsopen, fsmount, open_tree"),
@@ -87,8 +84,8 @@ fn mounts() -> Vec<Finding> {
             Ok(()) => Finding::ok("mount_setattr", "read-only mounts, also recursive ones"),
             Err(errno) => Finding::missing("mount_setattr", text(errno)),
         },
-        match again {
-            Ok(_) => Finding::ok("clones of detached mounts", "/dev/shm is shared by descriptor"),
+        match probe::detached_clones() {
+            Ok(()) => Finding::ok("clones of detached mounts", "/dev/shm is shared by descriptor"),
             Err(errno) => Finding::degraded(
                 "clones of detached mounts",
                 format!(
@@ -97,19 +94,32 @@ fn mounts() -> Vec<Finding> {
                 ),
             ),
         },
+        match probe::procfs_of_others() {
+            Ok(()) => Finding::ok("procfs of a joined PID namespace", "made for each container (pidns)"),
+            Err(errno) => Finding::degraded(
+                "procfs of a joined PID namespace",
+                format!(
+                    "{} (Linux 6.17 makes them): a clone of that of the pod's init or of the target",
+                    text(errno)
+                ),
+            ),
+        },
     ]
 }
 
 fn overlay() -> Finding {
-    let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => context,
-        Err(errno) => return Finding::missing("overlay", format!("{} (modprobe overlay?)", text(errno))),
-    };
-    match fsconfig_set_string(context.as_fd(), "lowerdir+", "/") {
+    if let Err(errno) = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        return Finding::missing("overlay", format!("{} (modprobe overlay?)", text(errno)));
+    }
+    match probe::single_layers() {
         Ok(()) => Finding::ok("overlay", "layers are given one by one (lowerdir+)"),
         Err(errno) => Finding::degraded(
             "overlay",
-            format!("lowerdir+: {} (Linux 6.8 has it): layers are mounted by relative paths", text(errno)),
+            format!(
+                "lowerdir+: {} (Linux 6.8 has it): layers are mounted by relative paths in a mount \
+                 namespace of their own",
+                text(errno)
+            ),
         ),
     }
 }
