@@ -111,6 +111,48 @@ fn allow_v1(full: &str, rules: &[Rule]) -> Result<()> {
     Ok(())
 }
 
+/// What a cgroup may access by v1's devices controller, in the form of systemd's DeviceAllow=, since
+/// for a scope without one systemd writes "everything" there. None: everything, or a host where the
+/// controller is eBPF, whose programs only ever take away.
+pub(super) fn of_systemd(layout: &Layout, path: &str) -> Result<Option<Vec<(String, String)>>> {
+    let Some(devices) = layout.v1("devices") else { return Ok(None) };
+    let list = file::read_all(&format!("{}{path}/devices.list", devices.mount))?;
+    Ok(device_allow(&list, &file::read_all("/proc/devices")?))
+}
+
+/// From the texts of devices.list and /proc/devices.
+fn device_allow(list: &str, majors: &str) -> Option<Vec<(String, String)>> {
+    let mut allowed = Vec::new();
+    for line in list.lines() {
+        let mut fields = line.split(' ');
+        let (kind, number, access) = (fields.next()?, fields.next()?, fields.next()?);
+        let kind = match kind {
+            "b" => "block",
+            "c" => "char",
+            _ => return None,
+        };
+        let device = match number.split_once(':')? {
+            ("*", _) => format!("{kind}-*"),
+            // By the name of its driver; without one there is no way to say it, and access stays denied.
+            (major, "*") => match driver(majors, kind, major) {
+                Some(name) => format!("{kind}-{name}"),
+                None => continue,
+            },
+            _ => format!("/dev/{kind}/{number}"),
+        };
+        allowed.push((device, access.to_owned()));
+    }
+    Some(allowed)
+}
+
+fn driver<'a>(majors: &'a str, kind: &str, major: &str) -> Option<&'a str> {
+    let heading = if kind == "block" { "Block devices:" } else { "Character devices:" };
+    let below = majors.lines().skip_while(|line| *line != heading).skip(1);
+    let mut entries =
+        below.take_while(|line| !line.ends_with(':')).filter_map(|line| line.trim().split_once(' '));
+    entries.find(|(number, _)| *number == major).map(|(_, name)| name)
+}
+
 fn attach(full: &str, rules: &[Rule]) -> Result<()> {
     let program = bpf::load_device_program(&emit(rules)).step(|| "loading the device program")?;
     let directory =
@@ -217,6 +259,22 @@ pub(super) mod tests {
         assert_eq!(texts[10], "c 136:* rwm");
         let rule = DeviceRule { block: true, major: 7, minor: 9, access: "rx".into() };
         assert!(compile(&rule).is_err());
+    }
+
+    #[test]
+    fn systemd_is_told_the_same_devices() {
+        let majors = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  7 loop\n136 other\n";
+        let list = "c *:* m\nb *:* m\nc 1:3 rwm\nc 136:* rwm\nb 7:9 r\nc 99:* rwm\n";
+        let expected = [
+            ("char-*", "m"),
+            ("block-*", "m"),
+            ("/dev/char/1:3", "rwm"),
+            ("char-pts", "rwm"),
+            ("/dev/block/7:9", "r"),
+        ];
+        let expected = expected.map(|(device, access)| (device.to_owned(), access.to_owned()));
+        assert_eq!(device_allow(list, majors).unwrap(), expected);
+        assert_eq!(device_allow("a *:* rwm\n", majors), None);
     }
 
     proptest! {

@@ -248,7 +248,8 @@ impl Cgroups {
             return Ok(());
         }
         let (slice, scope) = (path::base(path::parent(&cgroup.path)), path::base(&cgroup.path));
-        systemd.start_scope(scope, slice, pid, resources).await?;
+        let devices = devices::of_systemd(&self.0.layout, &cgroup.path)?;
+        systemd.start_scope(scope, slice, pid, resources, devices).await?;
         // What properties cannot say: huge pages, `unified`, and on v1 most of it.
         apply::create(&self.0.layout, &cgroup.path, resources)?;
         self.watch(cgroup)
@@ -402,7 +403,7 @@ impl Cgroups {
     pub async fn adopt_keeper(&self, pid: i32) -> Result<()> {
         let Some(systemd) = &self.0.systemd else { return Ok(()) };
         let slice = path::base(&self.0.root);
-        systemd.start_scope(&self.0.keeper(), slice, pid, &Resources::default()).await
+        systemd.start_scope(&self.0.keeper(), slice, pid, &Resources::default(), None).await
     }
 
     /// Removes what a half-made cgroup left, and returns why it is half-made.

@@ -70,9 +70,21 @@ impl Manager {
         Ok(Self { connection: Mutex::new(None) })
     }
 
-    /// Makes a scope in `slice` around `pid`, and waits until systemd has it.
-    pub async fn start_scope(&self, scope: &str, slice: &str, pid: i32, resources: &Resources) -> Result<()> {
-        let properties = scope_properties(scope, slice, pid, resources);
+    /// Makes a scope in `slice` around `pid`, and waits until systemd has it. `devices`: what alone
+    /// may be accessed, in the form of DeviceAllow=; None leaves that to us.
+    pub async fn start_scope(
+        &self,
+        scope: &str,
+        slice: &str,
+        pid: i32,
+        resources: &Resources,
+        devices: Option<Vec<(String, String)>>,
+    ) -> Result<()> {
+        let mut properties = scope_properties(scope, slice, pid, resources);
+        if let Some(devices) = devices {
+            properties.push(("DevicePolicy", "strict".to_owned().into()));
+            properties.push(("DeviceAllow", devices.into()));
+        }
         Ok(self.start(scope, properties).await?)
     }
 

@@ -136,4 +136,5 @@ impl Drop for Process {
     }
 }
 
-const SECONDS: Duration = Duration::from_secs(20);
+/// An emulated processor takes its time.
+const SECONDS: Duration = Duration::from_secs(300);

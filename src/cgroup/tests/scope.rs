@@ -88,6 +88,35 @@ async fn b28_a_container_is_in_its_scope_from_its_making() {
     let _ = Command::new("systemctl").args(["stop", &format!("{root}.slice")]).status();
 }
 
+/// systemd writes "everything" into the devices of a v1 scope that says nothing of them.
+#[tokio::test]
+async fn devices_stay_confined_in_a_scope() {
+    let Some(cgroups) = systemd() else { return };
+    let scratch = Scratch { root: cgroups.0.root.clone(), cgroups };
+    let c = &scratch.cgroups;
+    let pod = scratch.pod("p3").await;
+    let limits = Resources::default();
+    let container = scratch.container(&pod, "c3", &limits).await;
+    let kmsg = DeviceRule { block: false, major: 1, minor: 11, access: "r".into() };
+    c.allow_devices(&container, &DeviceRules::Listed(vec![kmsg])).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let wait = format!(
+        "until [ -e {0}/go ]; do sleep 0.1; done; head -c 0 /dev/null && echo null; \
+         head -c 0 /dev/kmsg && echo kmsg; true > /dev/kmsg && echo written; head -c 0 /dev/mem && echo mem",
+        dir.path().display()
+    );
+    let process = scratch.run(&container, &wait);
+    c.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
+    assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let said = process.output();
+    assert!(said.starts_with("null\nkmsg\n"), "{said}");
+    assert!(!said.contains("written") && !said.contains("mem\n"), "{said}");
+    until("the scope's end", || property("podwright-c3.scope", "ActiveState") == "inactive").await;
+    c.remove(&container).await.unwrap();
+    c.remove(&pod).await.unwrap();
+}
+
 #[tokio::test]
 async fn b10_oom_kills_are_known_after_systemd_removed_the_scope() {
     let Some(cgroups) = systemd() else { return };
