@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 use crate::error::Step;
+use crate::keeper::client::FdStore;
 use crate::node::Node;
 use crate::{Result, cgroup, network};
 
@@ -58,6 +59,8 @@ enum CgroupDriver {
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode> {
+        // Before anything is opened: what was stored has the lowest numbers.
+        let fd_store = FdStore::of_service();
         let config = self.configuration()?;
         log::start(&config.log_level);
         // Directories and files are made with the modes that the code says.
@@ -71,7 +74,7 @@ impl Serve {
             .enable_all()
             .build()
             .step(|| "starting the threads of the daemon")?;
-        let served = runtime.block_on(serve(config));
+        let served = runtime.block_on(serve(config, fd_store));
         // A thread that hangs in a dead volume does not keep the daemon from ending.
         runtime.shutdown_background();
         served.map(|()| ExitCode::SUCCESS)
@@ -123,11 +126,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, fd_store: FdStore) -> Result<()> {
     let mut stop = Stop::listen()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), state = %config.state.display(), "podwright starts");
     let node = tokio::select! {
-        node = Node::open(config) => node?,
+        node = Node::open(config, fd_store) => node?,
         signal = stop.wait() => {
             tracing::info!(signal, "stopped before the daemon was up");
             return Ok(());

@@ -5,6 +5,7 @@
 //! next keeper when one dies. The rest of the daemon sees a keeper's death only as UNAVAILABLE on
 //! the requests that were under way.
 
+mod fd_store;
 mod launch;
 mod link;
 mod recover;
@@ -15,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::fd_store::FdStore;
 use self::recover::Shared;
 use super::plan::SpawnPlan;
 pub use super::protocol::{Exit, KeeperStatus, RoleKind, Status};
@@ -28,6 +30,8 @@ pub struct Config {
     pub executable: PathBuf,
     /// Where the keeper goes, out of the daemon's own cgroup: `tasks` or `cgroup.procs` files.
     pub cgroup_procs: Vec<PathBuf>,
+    /// A third holder of what is held.
+    pub fd_store: Arc<FdStore>,
 }
 
 /// A process to spawn. `fds` is what the plan's numbers mean.
@@ -158,7 +162,18 @@ impl Keeper {
     ///
     /// Makes this process a subreaper: when a keeper dies its containers become our children.
     pub async fn connect(config: Config) -> Result<(Keeper, Snapshot)> {
-        let (shared, snapshot) = Shared::connect(config).await?;
+        let fd_store = Arc::clone(&config.fd_store);
+        let (shared, mut snapshot) = Shared::connect(config).await?;
+        for hold in &snapshot.holds {
+            fd_store.put(hold);
+        }
+        // Of a keeper that died together with its daemon: ours had nobody to have them from.
+        for hold in fd_store.take() {
+            if snapshot.holds.iter().all(|held| held.key != hold.key) {
+                shared.hold(hold.clone()).await?;
+                snapshot.holds.push(hold);
+            }
+        }
         Ok((Keeper { shared }, snapshot))
     }
 

@@ -25,7 +25,7 @@ const RECONCILE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Opens everything, connects to the keeper, and takes back the pods of before.
-    pub async fn open(config: Config) -> Result<Arc<Node>> {
+    pub async fn open(config: Config, fd_store: keeper::FdStore) -> Result<Arc<Node>> {
         let layout = Layout::new(&config.root, &config.state, &config.netns_dir);
         for path in layout.directories() {
             make_private(&path)?;
@@ -41,6 +41,7 @@ impl Node {
             state: config.state.clone(),
             executable: keeper_executable(&config)?,
             cgroup_procs: cgroups.keeper_procs()?,
+            fd_store: Arc::new(fd_store),
         })
         .await?;
         let node = Arc::new(Node {

@@ -11,6 +11,7 @@ use podwright::keeper::plan::{
     CgroupEntry, DeviceKind, Exec, Fd, Identity, PidNamespace, Program, SpawnPlan, Step,
 };
 use podwright::keeper::protocol::Phase;
+use podwright::sys::mount::{MountAttr, set_attributes};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{Mutex, MutexGuard};
@@ -115,6 +116,9 @@ impl Node {
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )
         .unwrap();
+        // systemd makes all mounts shared, and a shared one cannot become a root.
+        let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+        set_attributes(rootfs.as_fd(), false, private).unwrap();
         let open = |name: String| {
             let mut options = OpenOptions::new();
             fd(options.read(true).append(true).create(true).open(self.path(&name)).unwrap())
@@ -172,6 +176,7 @@ async fn connect(folder: &Path) -> (Keeper, Snapshot) {
         state: folder.join("state"),
         executable: KEEPER.into(),
         cgroup_procs: Vec::new(),
+        fd_store: Default::default(),
     })
     .await
     .unwrap()

@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Shared {
-    config: Config,
+    pub(super) config: Config,
     pub table: Mutex<Table>,
     /// None between two keepers.
     link: watch::Sender<Option<Arc<Link>>>,

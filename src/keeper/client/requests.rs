@@ -174,11 +174,13 @@ impl Shared {
     pub async fn hold(&self, hold: Hold) -> Result<()> {
         let request = Request::Hold { key: hold.key.clone(), about: hold.about.clone() };
         let fds = hold.fds.clone();
+        self.config.fd_store.put(&hold);
         lock(&self.table).holds.insert(hold.key.clone(), hold);
         self.tell(&request, fds).await
     }
 
     pub async fn release(&self, key: &str) -> Result<()> {
+        self.config.fd_store.remove(key);
         lock(&self.table).holds.remove(key);
         self.tell(&Request::Release { key: key.to_owned() }, Vec::new()).await
     }
