@@ -292,6 +292,9 @@ fn process_steps(process: &oci::Process) -> Vec<Step> {
 /// no_new_privs first: it needs no privilege, and the filter is loaded later either way.
 pub fn identity_steps(process: &oci::Process) -> Vec<Step> {
     let mut steps = Vec::new();
+    if let Some(profile) = process.apparmor_profile() {
+        steps.push(Step::AppArmor(profile.clone().into_bytes()));
+    }
     if process.no_new_privileges().unwrap_or(false) {
         steps.push(Step::NoNewPrivileges);
     }

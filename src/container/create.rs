@@ -30,7 +30,7 @@ use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
 use crate::pod::spec::NamespaceMode;
 use crate::pod::{self, Pod, Shared};
-use crate::security::{capabilities, seccomp};
+use crate::security::{apparmor, capabilities, seccomp};
 use crate::sys::probe;
 use crate::{Error, Result};
 
@@ -140,6 +140,8 @@ struct Ground {
     mounts: Vec<Planned>,
     stdio: Stdio,
     log_path: PathBuf,
+    /// The AppArmor profile, loaded.
+    apparmor: Option<String>,
 }
 
 impl Making<'_> {
@@ -345,6 +347,7 @@ impl Making<'_> {
             user: &ground.user,
             sets,
             seccomp: profile.map(|profile| profile.as_ref().clone()),
+            apparmor: ground.apparmor.clone(),
             mounts: ground.mounts.iter().map(|m| m.oci.clone()).collect(),
             devices: ground.devices.nodes.clone(),
             rules: &ground.devices.rules,
@@ -438,7 +441,8 @@ fn ground(
     })?;
     let devices = devices::resolve(&spec.devices, spec.security.privileged)?;
     let user = User { uid: found.uid, gid: found.gid, groups: found.groups };
-    Ok(Ground { spec, image, root, user, argv, env, cwd, devices, mounts, stdio, log_path })
+    let apparmor = apparmor::resolve(&spec.security.apparmor).step(|| "finding the apparmor_profile")?;
+    Ok(Ground { spec, image, root, user, argv, env, cwd, devices, mounts, stdio, log_path, apparmor })
 }
 
 fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<user::Resolved> {

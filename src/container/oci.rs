@@ -33,6 +33,8 @@ pub struct Wish<'a> {
     pub user: &'a User,
     pub sets: Sets,
     pub seccomp: Option<oci::LinuxSeccomp>,
+    /// A profile that is loaded.
+    pub apparmor: Option<String>,
     pub mounts: Vec<oci::Mount>,
     pub devices: Vec<oci::LinuxDevice>,
     pub rules: &'a DeviceRules,
@@ -82,7 +84,7 @@ fn process(wish: &Wish<'_>) -> Result<oci::Process, OciSpecError> {
         .rlimits(rlimits)
         .no_new_privileges(wish.spec.security.no_new_privs)
         .build()?;
-    process.set_oom_score_adj(Some(adj as i32));
+    process.set_oom_score_adj(Some(adj as i32)).set_apparmor_profile(wish.apparmor.clone());
     Ok(process)
 }
 

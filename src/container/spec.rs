@@ -109,6 +109,18 @@ pub enum SupplementalGroupsPolicy {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// No change: what the keeper runs with, which is nothing.
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    /// Nothing was asked for: ours, if the node can load it.
+    Preferred,
+    /// The name of a profile that the node has loaded.
+    Localhost(String),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
     #[default]
     Unconfined,
@@ -149,4 +161,6 @@ pub struct Security {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub seccomp: Seccomp,
+    #[serde(default)]
+    pub apparmor: AppArmor,
 }

@@ -182,6 +182,8 @@ pub enum Step {
     /// no_new_privs. `ambient` is raised last.
     Identity(Identity),
     NoNewPrivileges,
+    /// The AppArmor profile that execve changes to.
+    AppArmor(Bytes),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,6 +284,7 @@ impl fmt::Display for Step {
                 write!(f, "becoming user {} group {} with its capabilities", id.uid, id.gid)
             }
             Step::NoNewPrivileges => write!(f, "setting no_new_privs"),
+            Step::AppArmor(profile) => write!(f, "asking for the AppArmor profile {:?}", text(profile)),
         }
     }
 }

@@ -47,25 +47,62 @@ pub enum Action<'a> {
     CgroupNamespace,
     Reset,
     Hostname(Bytes),
-    Root { mount: BorrowedFd<'a>, propagation: u64 },
-    Attach { mount: BorrowedFd<'a>, target: CString, directory: bool },
-    Mount { fstype: CString, target: CString, options: Vec<(CString, CString)>, attributes: u64 },
-    Bind { source: CString, target: CString, recursive: bool },
+    Root {
+        mount: BorrowedFd<'a>,
+        propagation: u64,
+    },
+    Attach {
+        mount: BorrowedFd<'a>,
+        target: CString,
+        directory: bool,
+    },
+    Mount {
+        fstype: CString,
+        target: CString,
+        options: Vec<(CString, CString)>,
+        attributes: u64,
+    },
+    Bind {
+        source: CString,
+        target: CString,
+        recursive: bool,
+    },
     Device(Device),
-    Symlink { path: CString, target: CString },
-    Directory { path: CString, mode: u32 },
+    Symlink {
+        path: CString,
+        target: CString,
+    },
+    Directory {
+        path: CString,
+        mode: u32,
+    },
     Mask(CString),
     ReadOnly(CString),
     PivotRoot,
     RootReadOnly,
     RootPropagation(u64),
-    Sysctl { name: CString, value: Bytes },
-    Rlimit { resource: u32, soft: u64, hard: u64 },
+    Sysctl {
+        name: CString,
+        value: Bytes,
+    },
+    Rlimit {
+        resource: u32,
+        soft: u64,
+        hard: u64,
+    },
     OomScoreAdj(Bytes),
-    WorkingDirectory { path: CString, create: bool },
-    OwnStdio { uid: u32, gid: u32 },
+    WorkingDirectory {
+        path: CString,
+        create: bool,
+    },
+    OwnStdio {
+        uid: u32,
+        gid: u32,
+    },
     Identity(Identity),
     NoNewPrivileges,
+    /// `exec NAME`, as the kernel takes it.
+    AppArmor(Bytes),
 }
 
 pub struct Device {
@@ -154,7 +191,9 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
     fds.keep(around.channel);
     let no_new_privileges = plan.steps.iter().any(|step| matches!(step, Step::NoNewPrivileges));
     let joins = matches!(plan.pid, PidNamespace::Join(_));
-    if joins || plan.steps.iter().any(|step| matches!(step, Step::Sysctl { .. } | Step::OomScoreAdj(_))) {
+    let needs_proc =
+        |step: &Step| matches!(step, Step::Sysctl { .. } | Step::OomScoreAdj(_) | Step::AppArmor(_));
+    if joins || plan.steps.iter().any(needs_proc) {
         fds.keep(around.proc);
     }
     let (new_pid, enter) = match plan.pid {
@@ -241,6 +280,7 @@ fn action<'a>(step: Step, fds: &mut Fds<'a>) -> Result<Action<'a>> {
         Step::OwnStdio { uid, gid } => Action::OwnStdio { uid, gid },
         Step::Identity(identity) => Action::Identity(identity),
         Step::NoNewPrivileges => Action::NoNewPrivileges,
+        Step::AppArmor(profile) => Action::AppArmor([b"exec ".as_slice(), &profile].concat()),
     })
 }
 

@@ -233,9 +233,16 @@ async fn what_is_not_built_is_refused_by_name() {
                     localhost_ref: "p".into(),
                 })
             },
-            Code::Unimplemented,
+            Code::InvalidArgument,
         ),
-        ("apparmor_profile", |c| context(c).apparmor_profile = "localhost/p".into(), Code::Unimplemented),
+        (
+            "apparmor_profile",
+            |c| {
+                context(c).apparmor = None;
+                context(c).apparmor_profile = "localhost/p".into()
+            },
+            Code::InvalidArgument,
+        ),
         (
             "selinux_options",
             |c| {

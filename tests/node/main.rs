@@ -1,5 +1,6 @@
 //! The whole daemon through real gRPC on a temporary socket, as root, against the real kernel.
 
+mod apparmor;
 mod calls;
 mod confinement;
 mod escape;

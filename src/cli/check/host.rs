@@ -9,6 +9,7 @@ use crate::cgroup::{Cgroups, Driver};
 use crate::cli::check::{Finding, read};
 use crate::cli::client::table::size;
 use crate::config::Config;
+use crate::container::spec::AppArmor;
 use crate::network::Mode;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
@@ -82,10 +83,14 @@ fn systemd(config: &Config) -> Finding {
 
 fn apparmor() -> Finding {
     match read("/sys/module/apparmor/parameters/enabled").as_deref() {
-        Some("Y") => {
-            Finding::degraded("AppArmor", "on; pods that ask for a profile are refused by this version")
-        }
-        _ => Finding::ok("AppArmor", "off; pods that ask for a profile are refused"),
+        Some("Y") => match crate::security::apparmor::resolve(&AppArmor::RuntimeDefault) {
+            Ok(_) => Finding::ok("AppArmor", "on; the default profile is loaded"),
+            Err(error) => Finding::degraded(
+                "AppArmor",
+                format!("{error}: containers that ask for RuntimeDefault are refused, others run without"),
+            ),
+        },
+        _ => Finding::ok("AppArmor", "off; containers that ask for a profile by name are refused"),
     }
 }
 

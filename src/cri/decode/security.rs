@@ -1,7 +1,7 @@
 //! Security fields of pods and containers. What is not built is refused: a field that is silently
 //! ignored would leave a workload less confined than its author believes.
 
-use crate::container::spec::{Capabilities, RunAs, Seccomp, Security, SupplementalGroupsPolicy};
+use crate::container::spec::{AppArmor, Capabilities, RunAs, Seccomp, Security, SupplementalGroupsPolicy};
 use crate::cri::decode::{Host, known, text};
 use crate::cri::wire;
 use crate::cri::wire::security_profile::ProfileType;
@@ -19,7 +19,10 @@ pub(super) fn pod(
     let wire = wire.unwrap_or_default();
     let at = |name: &str| format!("{field}.{name}");
     selinux(&at("selinux_options"), wire.selinux_options, host)?;
-    apparmor(&at("apparmor"), wire.apparmor, wire.privileged, host)?;
+    // The pod's own PID 1, if it has one, is nobody behind a filter; a profile is for containers.
+    if apparmor(&at("apparmor"), wire.apparmor, wire.privileged, host)? != AppArmor::Unconfined {
+        return Err(Error::unimplemented(format!("{} of a pod", at("apparmor"))));
+    }
     if wire.run_as_group.is_some() && wire.run_as_user.is_none() {
         return Err(group_without_user(field));
     }
@@ -50,13 +53,15 @@ pub(super) fn container(
     let wire = wire.unwrap_or_default();
     let at = |name: &str| format!("{field}.{name}");
     selinux(&at("selinux_options"), wire.selinux_options, host)?;
-    match wire.apparmor {
+    let apparmor = match wire.apparmor {
         Some(profile) => apparmor(&at("apparmor"), Some(profile), wire.privileged, host)?,
+        // With the peers a container that says nothing is confined by default.
+        None if wire.apparmor_profile.is_empty() && host.apparmor && !wire.privileged => AppArmor::Preferred,
         None => {
             let profile = old_apparmor(&at("apparmor_profile"), &wire.apparmor_profile)?;
-            apparmor(&at("apparmor_profile"), profile, wire.privileged, host)?;
+            apparmor(&at("apparmor_profile"), profile, wire.privileged, host)?
         }
-    }
+    };
     let run_as = run_as(field, wire.run_as_user, wire.run_as_username)?;
     if wire.run_as_group.is_some() && run_as == RunAs::Image {
         return Err(group_without_user(field));
@@ -77,6 +82,7 @@ pub(super) fn container(
         masked_paths: text::each(&at("masked_paths"), wire.masked_paths, text::clean)?,
         readonly_paths: text::each(&at("readonly_paths"), wire.readonly_paths, text::clean)?,
         seccomp: seccomp(field, wire.seccomp, wire.seccomp_profile_path)?,
+        apparmor,
     })
 }
 
@@ -213,16 +219,30 @@ fn profile(field: &str, wire: &wire::SecurityProfile) -> Result<ProfileType> {
     }
 }
 
-/// Only what changes nothing passes. The peers drop RuntimeDefault where the kernel has no
-/// AppArmor, since no profile is what every process has there, and for a privileged container.
-fn apparmor(field: &str, wire: Option<wire::SecurityProfile>, privileged: bool, host: &Host) -> Result<()> {
-    let Some(wire) = wire else { return Ok(()) };
+/// The peers drop RuntimeDefault where the kernel has no AppArmor, since no profile is what every
+/// process has there, and for a privileged container.
+fn apparmor(
+    field: &str,
+    wire: Option<wire::SecurityProfile>,
+    privileged: bool,
+    host: &Host,
+) -> Result<AppArmor> {
+    let Some(wire) = wire else { return Ok(AppArmor::Unconfined) };
     match profile(field, &wire)? {
-        ProfileType::Unconfined => Ok(()),
-        ProfileType::RuntimeDefault if !host.apparmor || privileged => Ok(()),
-        ProfileType::RuntimeDefault => Err(Error::unimplemented(format!("{field} RuntimeDefault"))),
+        ProfileType::Unconfined => Ok(AppArmor::Unconfined),
+        ProfileType::RuntimeDefault if !host.apparmor || privileged => Ok(AppArmor::Unconfined),
+        ProfileType::RuntimeDefault => Ok(AppArmor::RuntimeDefault),
         ProfileType::Localhost => {
-            Err(Error::unimplemented(format!("{field} Localhost ({})", wire.localhost_ref)))
+            // Its older form has the prefix, which kubelet leaves in the newer one as well.
+            let name = wire.localhost_ref.strip_prefix("localhost/").unwrap_or(&wire.localhost_ref);
+            if !host.apparmor {
+                let text = format!("{field} {name:?} cannot be met: AppArmor is off on this node");
+                return Err(Error::invalid(text));
+            }
+            if name.is_empty() || name.contains(char::is_control) {
+                return Err(Error::invalid(format!("{field} is no name of a profile: {name:?}")));
+            }
+            Ok(AppArmor::Localhost(name.to_owned()))
         }
     }
 }

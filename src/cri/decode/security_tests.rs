@@ -73,30 +73,38 @@ fn behaviour_35_user_namespaces_are_refused_by_name() {
 }
 
 #[test]
-fn apparmor_is_neutral_only_where_it_changes_nothing() {
-    for set in [
-        (|c: &mut wire::LinuxContainerSecurityContext| c.apparmor = typed(ProfileType::RuntimeDefault, ""))
-            as fn(&mut wire::LinuxContainerSecurityContext),
-        |c| c.apparmor_profile = "runtime/default".into(),
-    ] {
-        assert!(decode_on(&PLAIN, set).is_ok());
-        assert_eq!(decode_on(&CONFINING, set).unwrap_err().kind, Kind::Unimplemented);
+fn apparmor_is_confinement_where_the_kernel_has_it() {
+    let of = |host: &Host, set: &dyn Fn(&mut wire::LinuxContainerSecurityContext)| {
+        decode_on(host, |c| set(c)).map(|security| security.apparmor)
+    };
+    let default: [&dyn Fn(&mut wire::LinuxContainerSecurityContext); 2] =
+        [&|c| c.apparmor = typed(ProfileType::RuntimeDefault, ""), &|c| {
+            c.apparmor_profile = "runtime/default".into()
+        }];
+    for set in default {
+        assert_eq!(of(&PLAIN, set).unwrap(), AppArmor::Unconfined, "nothing is what every process has there");
+        assert_eq!(of(&CONFINING, set).unwrap(), AppArmor::RuntimeDefault);
         let privileged = |c: &mut wire::LinuxContainerSecurityContext| {
             set(c);
             c.privileged = true;
         };
-        assert!(decode_on(&CONFINING, privileged).is_ok());
+        assert_eq!(of(&CONFINING, &privileged).unwrap(), AppArmor::Unconfined);
     }
-    for set in [
-        (|c: &mut wire::LinuxContainerSecurityContext| c.apparmor = typed(ProfileType::Localhost, "mine"))
-            as fn(&mut wire::LinuxContainerSecurityContext),
-        |c| c.apparmor_profile = "localhost/mine".into(),
-        |c| c.apparmor_profile = "mine".into(),
-    ] {
-        for host in [PLAIN, CONFINING] {
-            let error = decode_on(&host, set).unwrap_err();
-            assert!(error.message.contains("apparmor") && error.message.contains("mine"), "{error}");
-        }
+    assert_eq!(of(&CONFINING, &|_| ()).unwrap(), AppArmor::Preferred, "as with the peers");
+    assert_eq!(of(&CONFINING, &|c| c.privileged = true).unwrap(), AppArmor::Unconfined);
+    assert_eq!(of(&PLAIN, &|_| ()).unwrap(), AppArmor::Unconfined);
+    let named: [&dyn Fn(&mut wire::LinuxContainerSecurityContext); 3] = [
+        &|c| c.apparmor = typed(ProfileType::Localhost, "mine"),
+        &|c| c.apparmor = typed(ProfileType::Localhost, "localhost/mine"),
+        &|c| c.apparmor_profile = "localhost/mine".into(),
+    ];
+    for set in named {
+        assert_eq!(of(&CONFINING, set).unwrap(), AppArmor::Localhost("mine".into()));
+        let error = of(&PLAIN, set).unwrap_err();
+        assert!(error.message.contains("apparmor") && error.message.contains("mine"), "{error}");
+    }
+    for bad in ["mine", "localhost/", "localhost/a\nb"] {
+        assert!(of(&CONFINING, &|c| c.apparmor_profile = bad.into()).is_err(), "{bad:?}");
     }
     assert!(decode_pod(|c| c.apparmor = typed(ProfileType::Localhost, "mine")).is_err());
 }

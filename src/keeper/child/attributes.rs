@@ -57,6 +57,20 @@ pub fn oom_score(proc: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
     }
 }
 
+/// Asks for a profile at the next execve, which the process that a helper clones inherits.
+pub fn apparmor(proc: BorrowedFd<'_>, text: &[u8]) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(proc, c"self/attr/apparmor/exec", flags, Mode::empty()) {
+        // The name that it shares with other modules, before Linux 5.8.
+        Err(Errno::NOENT) => rustix::fs::openat(proc, c"self/attr/exec", flags, Mode::empty())?,
+        other => other?,
+    };
+    match rustix::io::write(&file, text)? {
+        n if n == text.len() => Ok(()),
+        _ => Err(Errno::IO),
+    }
+}
+
 /// Writes a sysctl through the keeper's own procfs, which nothing in the container can cover; what
 /// is namespaced there is so by the writer's namespaces.
 pub fn sysctl(proc: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<()> {

@@ -198,5 +198,6 @@ fn carry_out<'a>(action: &Action<'a>, p: &Prepared<'a>, root: &mut rootfs::Root<
         Action::OwnStdio { uid, gid } => attributes::own_stdio(*uid, *gid),
         Action::Identity(identity) => identity::become_user(identity, p.keeps_admin),
         Action::NoNewPrivileges => prctl::no_new_privileges(),
+        Action::AppArmor(text) => attributes::apparmor(p.proc, text),
     }
 }

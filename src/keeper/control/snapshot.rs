@@ -155,15 +155,16 @@ impl Control {
         }
     }
 
-    /// Bytes, from the keeper's own procfs.
+    /// Bytes, from the keeper's own procfs. Not from statm: the size of a page is in the auxiliary
+    /// vector, which kernels before 6.4 show in a /proc alone, and the keeper has none.
     fn rss(&self) -> Option<u64> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.base.proc, c"self/statm", flags, Mode::empty()).ok()?;
-        let mut buffer = [0u8; 128];
+        let file = rustix::fs::openat(&self.base.proc, c"self/status", flags, Mode::empty()).ok()?;
+        let mut buffer = [0u8; 4096];
         let length = rustix::io::read(&file, &mut buffer).ok()?;
         let text = std::str::from_utf8(&buffer[..length]).ok()?;
-        let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-        Some(pages * rustix::param::page_size() as u64)
+        let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        resident.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
     }
 
     fn open_files(&self) -> Option<u32> {
