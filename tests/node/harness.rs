@@ -49,6 +49,11 @@ impl Namespaces {
     }
 }
 
+/// The suite runs with either driver: PODWRIGHT_TEST_DRIVER=systemd needs a host of systemd's.
+pub fn systemd_driver() -> bool {
+    std::env::var("PODWRIGHT_TEST_DRIVER").is_ok_and(|driver| driver == "systemd")
+}
+
 /// Unique on this machine while the test runs.
 fn next_number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -70,8 +75,9 @@ impl Daemon {
         copy_tree(&crate::seed::store(), &root.join("image"));
         let config = format!(
             "listen = {listen:?}\nroot = {root:?}\nstate = {state:?}\nnetns_dir = {netns:?}\nlog_level = \"debug\"\n\
-             [cgroup]\nroot = \"/podwright-test-{number}\"\n\
+             [cgroup]\ndriver = {driver:?}\nroot = \"/podwrighttest{number}\"\n\
              [network]\n{mode}bridge = \"pwt{number}\"\nsubnet = \"10.213.0.0/16\"\n{extra}\n",
+            driver = if systemd_driver() { "systemd" } else { "cgroupfs" },
             listen = dir.path().join("cri.sock"),
             state = dir.path().join("state"),
             netns = dir.path().join("netns"),
@@ -96,8 +102,15 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The parent of all its cgroups. Without a dash, which for systemd would be a level.
     pub fn cgroup(&self) -> String {
-        format!("/podwright-test-{}", self.number)
+        let suffix = if systemd_driver() { ".slice" } else { "" };
+        format!("/podwrighttest{}{suffix}", self.number)
+    }
+
+    /// The keeper's below it.
+    fn keeper_cgroup(&self) -> String {
+        if systemd_driver() { format!("podwrighttest{}-keeper.scope", self.number) } else { "keeper".into() }
     }
 
     /// By its cgroup.
@@ -107,7 +120,7 @@ impl Daemon {
 
     /// None between two keepers.
     pub fn keeper_pids(&self) -> Vec<i32> {
-        let path = format!("{}{}/keeper/cgroup.procs", unified(), self.cgroup());
+        let path = format!("{}{}/{}/cgroup.procs", unified(), self.cgroup(), self.keeper_cgroup());
         let procs = std::fs::read_to_string(path).unwrap_or_default();
         procs.lines().map(|line| line.parse().unwrap()).collect()
     }
@@ -154,6 +167,10 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        if systemd_driver() {
+            let unit = self.cgroup();
+            let _ = Command::new("systemctl").args(["stop", unit.trim_start_matches('/')]).status();
+        }
         for mount in hierarchies() {
             remove_cgroup(&PathBuf::from(format!("{mount}{}", self.cgroup())));
         }
@@ -185,7 +202,7 @@ impl Daemon {
         for mount in hierarchies() {
             let root = PathBuf::from(format!("{mount}{}", self.cgroup()));
             for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != "keeper" {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != *self.keeper_cgroup() {
                     left.push(format!("cgroup {}", entry.path().display()));
                 }
             }
@@ -364,6 +381,11 @@ pub fn script(name: &str, script: &str) -> cri::ContainerConfig {
         linux: Some(cri::LinuxContainerConfig {
             security_context: Some(cri::LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces(cri::NamespaceMode::Container)),
+                // Else the default profile, where the kernel has AppArmor: it has tests of its own.
+                apparmor: Some(cri::SecurityProfile {
+                    profile_type: cri::security_profile::ProfileType::Unconfined as i32,
+                    localhost_ref: String::new(),
+                }),
                 ..Default::default()
             }),
             ..Default::default()
@@ -465,7 +487,8 @@ impl Daemon {
         let request = cri::ExecSyncRequest {
             container_id: id.into(),
             cmd: argv.iter().map(|a| (*a).to_owned()).collect(),
-            timeout: 10,
+            // An emulated processor takes its time.
+            timeout: 120,
         };
         Ok(self.runtime().exec_sync(request).await?.into_inner())
     }

@@ -1,5 +1,6 @@
 //! The image that the tests run: busybox, pulled once a test binary from a registry of its own by a
-//! podwright of its own, then copied into each test's store.
+//! podwright of its own, then copied into each test's store. hack/vm brings a store that was made
+//! before, in `$PODWRIGHT_TEST_STORE`: a pull's digests take minutes on an emulated processor.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,13 +11,18 @@ use podwright::image::{Auth, Config, Images};
 static SEED: OnceLock<Seed> = OnceLock::new();
 
 struct Seed {
-    dir: tempfile::TempDir,
+    /// Gone with the process; None for one that was brought.
+    _dir: Option<tempfile::TempDir>,
+    store: PathBuf,
     id: String,
 }
 
+/// Holds `store` and the image's ID in `id`.
+const BROUGHT: &str = "PODWRIGHT_TEST_STORE";
+
 /// A store with the image in it.
 pub fn store() -> PathBuf {
-    seed().dir.path().join("store")
+    seed().store.clone()
 }
 
 /// The image's ID.
@@ -36,7 +42,25 @@ fn seed() -> &'static Seed {
     })
 }
 
+/// For hack/vm: makes what is then brought.
+#[tokio::test]
+#[ignore = "writes to $PODWRIGHT_TEST_STORE"]
+async fn keep() {
+    let to = PathBuf::from(std::env::var_os(BROUGHT).expect("PODWRIGHT_TEST_STORE names a directory"));
+    let seed = pull().await;
+    crate::harness::copy_tree(&seed.store, &to.join("store"));
+    std::fs::write(to.join("id"), seed.id).unwrap();
+}
+
 async fn make() -> Seed {
+    if let Some(brought) = std::env::var_os(BROUGHT).map(PathBuf::from) {
+        let id = std::fs::read_to_string(brought.join("id")).unwrap();
+        return Seed { _dir: None, store: brought.join("store"), id };
+    }
+    pull().await
+}
+
+async fn pull() -> Seed {
     let dir = tempfile::Builder::new().prefix("podwright-seed-").tempdir().unwrap();
     let layout = dir.path().join("layout");
     let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
@@ -51,7 +75,8 @@ async fn make() -> Seed {
     drop(images);
     registry.kill().unwrap();
     registry.wait().unwrap();
-    Seed { dir, id }
+    let store = dir.path().join("store");
+    Seed { _dir: Some(dir), store, id }
 }
 
 pub fn free_port() -> u16 {

@@ -62,9 +62,23 @@ pub fn assert_whole(path: &str) {
     assert_eq!(numbers.len(), count, "{path} lacks its last lines");
 }
 
-/// Waits (up to 20 s) until a condition holds.
+/// The exit of a process whose parent is neither keeper nor daemon any more: the kernel tells its code
+/// from Linux 6.15 on (BEHAVIOUR 41).
+pub fn assert_code_of_orphan(status: &cri::ContainerStatus, code: i32) {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    child.wait().unwrap();
+    if podwright::sys::pidfd::ended(std::os::fd::AsFd::as_fd(&pidfd)).is_some() {
+        assert_eq!(status.exit_code, code, "{status:?}");
+    } else {
+        assert_eq!(status.reason, "ContainerStatusUnknown", "{status:?}");
+    }
+}
+
+/// Waits (up to 20 s, on an emulated processor longer) until a condition holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..20_000 {
         if holds() {
             return;
         }
