@@ -20,6 +20,10 @@ impl Digest {
         Self(hasher.finalize().into())
     }
 
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// Parses `sha256:…`; lower case only, as the OCI spec demands.
     pub fn parse(text: &str) -> Result<Self> {
         let Some((algorithm, hex)) = text.split_once(':') else {
@@ -30,6 +34,10 @@ impl Digest {
         }
         let bytes = decode_hex(hex.as_bytes());
         bytes.map(Self).ok_or_else(|| Error::invalid(format!("digest {text:?} is not 64 hex digits")))
+    }
+
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     /// Only the 64 hexadecimal digits.

@@ -1,7 +1,11 @@
-//! Records: small JSON files, written whole by rename.
+//! Records: small JSON files, written whole by rename, or by appending their next state as a line.
+//! The last line that is whole counts.
 //!
 //! A record is not synced to disk: a power cut ends what it describes, and a torn one is told apart
 //! by its parse error and costs one pod a NOTREADY, not the daemon its start.
+//!
+//! ext4 writes out a file that is renamed over another before the rename returns (mount option
+//! auto_da_alloc): 0.4 ms where an append takes 10 µs.
 
 use std::fs;
 use std::io::Write;
@@ -14,12 +18,37 @@ use serde::de::DeserializeOwned;
 use crate::error::Step;
 use crate::{Error, Result};
 
+/// A record that has grown to so many bytes is written anew.
+const LONGEST: u64 = 64 << 10;
+
 /// Replaces the record at `path`.
 pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
-    let text = serde_json::to_vec(record)
+    replace(path, &encode(path, record)?)
+}
+
+/// Adds the next state to the record at `path`, which is made if it is missing: for what changes
+/// several times in its life.
+pub fn append<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let text = encode(path, record)?;
+    let step = || format!("writing record {}", path.display());
+    let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path).step(step)?;
+    if file.metadata().step(step)?.len() > LONGEST {
+        return replace(path, &text);
+    }
+    // One write: a line is there whole, or nothing of it, but for a full disk or a power cut.
+    file.write_all(&text).step(step)
+}
+
+fn encode<T: Serialize>(path: &Path, record: &T) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(record)
         .map_err(|e| Error::internal(format!("encoding record {}: {e}", path.display())))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn replace(path: &Path, text: &[u8]) -> Result<()> {
     let next = path.with_extension("next");
-    write_private(&next, &text).step(|| format!("writing record {}", next.display()))?;
+    write_private(&next, text).step(|| format!("writing record {}", next.display()))?;
     fs::rename(&next, path).step(|| format!("renaming record {}", path.display()))
 }
 
@@ -36,9 +65,15 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(format!("reading record {}", path.display()), e)),
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|e| Error::internal(format!("record {} is damaged: {e}", path.display())))
+    let lines = text.split(|b| *b == b'\n').filter(|line| !line.is_empty()).rev();
+    let mut damage = "it is empty".to_owned();
+    for line in lines {
+        match serde_json::from_slice(line) {
+            Ok(record) => return Ok(Some(record)),
+            Err(e) => damage = e.to_string(),
+        }
+    }
+    Err(Error::internal(format!("record {} is damaged: {damage}", path.display())))
 }
 
 #[cfg(test)]
@@ -55,5 +90,24 @@ mod tests {
         fs::write(&path, b"[1,").unwrap();
         let error = read::<Vec<u32>>(&path).unwrap_err();
         assert!(error.message.contains("x.json is damaged"), "{error}");
+        fs::write(&path, b"").unwrap();
+        assert!(read::<Vec<u32>>(&path).unwrap_err().message.contains("damaged"));
+    }
+
+    #[test]
+    fn the_last_state_that_was_written_whole_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        append(&path, &"first").unwrap();
+        append(&path, &"second").unwrap();
+        assert_eq!(read::<String>(&path).unwrap().as_deref(), Some("second"));
+        let mut torn = fs::read(&path).unwrap();
+        torn.extend_from_slice(b"\"thi");
+        fs::write(&path, &torn).unwrap();
+        assert_eq!(read::<String>(&path).unwrap().as_deref(), Some("second"));
+        append(&path, &"x".repeat(LONGEST as usize)).unwrap();
+        append(&path, &"last").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"\"last\"\n", "a long one starts anew");
+        assert_eq!(read::<String>(&path).unwrap().as_deref(), Some("last"));
     }
 }

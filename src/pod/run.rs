@@ -107,7 +107,7 @@ async fn bring_up(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<()> {
 pub fn save(node: &Node, pod: &Record) -> Result<()> {
     let directory = node.layout.pod(&pod.id);
     std::fs::create_dir_all(&directory).step(|| format!("making directory {}", directory.display()))?;
-    record::write(&node.layout.pod_record(&pod.id), pod)
+    record::append(&node.layout.pod_record(&pod.id), pod)
 }
 
 async fn make_shared(node: &Arc<Node>, record: &Record) -> Result<Shared> {

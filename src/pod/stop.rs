@@ -60,19 +60,37 @@ pub async fn tear_down(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<()> {
         // The last reference to the namespaces goes here; the kernel takes them down by itself.
         pod.set_phase(Phase::NotReady(String::new()));
     }
-    let mut note = |result: Result<()>| errors.extend(result.err().map(|e| e.message));
-    note(node.keeper.release(&namespaces::hold_key(&pod.id)).await);
-    if !record.host_network() {
-        note(node.network.detach(&record.network()).await);
-        note(namespace::unpin(&record.netns));
-    }
-    if let Some(cgroup) = &record.cgroup {
-        note(node.cgroups.remove(cgroup).await);
-    }
+    // None waits for another: the namespaces go with their last holder, whoever that is.
+    let key = namespaces::hold_key(&pod.id);
+    let (released, detached, removed) =
+        tokio::join!(node.keeper.release(&key), detach(node, &record), remove_cgroup(node, &record));
+    errors.extend([released, detached, removed].into_iter().filter_map(Result::err).map(|e| e.message));
     if errors.is_empty() {
         return Ok(());
     }
     Err(Error::internal(format!("stopping pod {}: {}", pod.id, errors.join("; "))))
+}
+
+/// Both the network and the pin, whatever becomes of the first.
+async fn detach(node: &Node, record: &Record) -> Result<()> {
+    if record.host_network() {
+        return Ok(());
+    }
+    let detached = node.network.detach(&record.network()).await;
+    let netns = record.netns.clone();
+    let unpinned = tokio::task::spawn_blocking(move || namespace::unpin(&netns)).await;
+    let unpinned = unpinned.unwrap_or_else(|e| Err(Error::internal(format!("unpinning: {e}"))));
+    match (detached, unpinned) {
+        (Err(one), Err(two)) => Err(Error { message: format!("{one}; {two}"), ..one }),
+        (one, two) => one.and(two),
+    }
+}
+
+async fn remove_cgroup(node: &Node, record: &Record) -> Result<()> {
+    match &record.cgroup {
+        Some(cgroup) => node.cgroups.remove(cgroup).await,
+        None => Ok(()),
+    }
 }
 
 async fn end_init(node: &Arc<Node>, pod: &Pod, init: &crate::keeper::client::Process) -> Result<()> {

@@ -6,7 +6,8 @@
 //! ROOT/layers/NUMBER/fs     a layer as overlay's lower directory; numbers keep mount options short
 //! ROOT/layers/NUMBER/diff-id  which one it is, for people and for repair
 //! ROOT/staging/NUMBER       a layer being unpacked, or one being deleted; nothing refers to it
-//! ROOT/holders/ID           a symbolic link whose target is the image that container ID uses
+//! ROOT/holders/ID           a symbolic link whose target is the image that container ID uses, its
+//!                           digest in base64
 //! ROOT/empty                the lower directory of an image without layers
 //! ```
 //!
@@ -27,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 pub use catalog::NewImage;
 use catalog::{Catalog, Doomed, LayerState};
 use index::{Change, Index};
@@ -235,7 +238,7 @@ impl Store {
         if !self.catalog_mut().hold(id, holder) {
             return Err(Error::not_found(format!("image {id} is not here")));
         }
-        let target = id.to_string();
+        let target = holder_target(id);
         let made = match symlink(&target, &link) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 let same = fs::read_link(&link).is_ok_and(|there| there.as_os_str() == target.as_str());
@@ -321,10 +324,22 @@ fn missing(path: &Path, layers: usize) -> Error {
     ))
 }
 
+/// A link of up to 59 bytes is kept in its inode. ext4 gives a longer one a block, and to remove that
+/// it waits for a commit of the journal: 1.5 ms.
+fn holder_target(id: Digest) -> String {
+    URL_SAFE_NO_PAD.encode(id.bytes())
+}
+
+fn held(link: &Path) -> Option<Digest> {
+    let target = fs::read_link(link).ok()?;
+    let bytes = URL_SAFE_NO_PAD.decode(target.as_os_str().as_encoded_bytes()).ok()?;
+    Some(Digest::from_bytes(bytes.try_into().ok()?))
+}
+
 fn load_holders(directory: &Path, catalog: &mut Catalog) -> Result<()> {
     for entry in fs::read_dir(directory).step(|| format!("reading {}", directory.display()))? {
         let entry = entry.step(|| format!("reading {}", directory.display()))?;
-        let target = fs::read_link(entry.path()).ok().and_then(|t| Digest::parse(t.to_str()?).ok());
+        let target = held(&entry.path());
         let holder = entry.file_name();
         if let (Some(id), Some(holder)) = (target, holder.to_str())
             && catalog.hold(id, holder)
