@@ -20,6 +20,6 @@ mod prepare;
 pub mod protocol;
 mod report;
 mod setup;
-mod wire;
+pub mod wire;
 
 pub use control::main;

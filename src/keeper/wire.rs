@@ -137,6 +137,18 @@ impl Outbox {
         self.packets.is_empty()
     }
 
+    /// What waits: header and body as one, and the descriptors.
+    pub fn unsent(&self) -> impl Iterator<Item = (Vec<u8>, &[Arc<OwnedFd>])> {
+        self.packets.iter().map(|packet| ([&packet.header[..], &packet.body].concat(), &packet.fds[..]))
+    }
+
+    /// Goes on with what [`Self::unsent`] of a predecessor had told. None: that is no packet.
+    pub fn push_unsent(&mut self, bytes: &[u8], fds: Vec<Arc<OwnedFd>>) -> Option<()> {
+        let (header, body) = bytes.split_first_chunk::<HEADER>()?;
+        self.packets.push_back(Packet { header: *header, body: body.to_vec(), fds });
+        Some(())
+    }
+
     /// Sends what the socket takes now. WouldBlock is no error: [`Self::is_empty`] tells.
     pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while let Some(packet) = self.packets.front() {
@@ -277,6 +289,28 @@ mod tests {
             assert_eq!(incoming.number, 77);
             assert_eq!(incoming.fds.len(), fds);
             assert_eq!(incoming.decode::<Vec<u8>>().unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn what_was_not_sent_goes_out_by_a_successor() {
+        let (a, b) = seqpacket::pair().unwrap();
+        let null = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        let mut first = Outbox::default();
+        for (number, length) in [(1, 5), (2, INLINE + 1)] {
+            first.push(encode(number, &vec![7u8; length], vec![Arc::clone(&null); 201]).unwrap());
+        }
+        let mut second = Outbox::default();
+        for (bytes, fds) in first.unsent() {
+            second.push_unsent(&bytes, fds.to_vec()).unwrap();
+        }
+        second.flush(a.as_fd()).unwrap();
+        assert!(second.is_empty());
+        let mut inbox = Inbox::default();
+        for (number, length) in [(1, 5), (2, INLINE + 1)] {
+            let incoming = inbox.receive(b.as_fd()).unwrap();
+            assert_eq!((incoming.number, incoming.fds.len()), (number, 201));
+            assert_eq!(incoming.decode::<Vec<u8>>().unwrap(), vec![7; length]);
         }
     }
 

@@ -10,8 +10,10 @@ use podwright::keeper::client::{self, Config, Keeper, Output, Process, Role, Sna
 use podwright::keeper::plan::{
     CgroupEntry, DeviceKind, Exec, Fd, Identity, PidNamespace, Program, SpawnPlan, Step,
 };
-use podwright::keeper::protocol::Phase;
+use podwright::keeper::protocol::{Phase, Reply, Request, VERSION};
+use podwright::keeper::wire::{self, Inbox};
 use podwright::sys::mount::{MountAttr, set_attributes};
+use podwright::sys::seqpacket;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{Mutex, MutexGuard};
@@ -315,4 +317,62 @@ pub async fn eventually(mut condition: impl FnMut() -> bool) {
 
 pub fn proc_text(pid: i32, name: &str) -> String {
     String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default()).into_owned()
+}
+
+/// PID 1 of a pod with a shared PID namespace.
+pub fn pod_init(id: &str) -> Spawn {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let plan = SpawnPlan {
+        pid: PidNamespace::New,
+        new_namespaces: 0,
+        join: Vec::new(),
+        cgroup: CgroupEntry::default(),
+        stdio: [Fd(0), Fd(0), Fd(0)],
+        terminal: false,
+        steps: vec![Step::Reset],
+        park: false,
+        seccomp: None,
+        seccomp_flags: 0,
+        exec: Exec { program: Program::PodInit, argv: vec![b"podwright-init".to_vec()], envp: Vec::new() },
+    };
+    Spawn { id: id.to_owned(), plan, fds: vec![Arc::new(null.into())], role: Role::PodInit }
+}
+
+/// A connection whose packets the test itself sends and reads, when it likes.
+pub struct RawObserver {
+    socket: OwnedFd,
+    inbox: std::cell::RefCell<Inbox>,
+}
+
+impl RawObserver {
+    /// One that only looks.
+    pub fn new(state: &Path) -> Self {
+        Self::connect(state, true)
+    }
+
+    /// Greets the keeper, and waits for its answer.
+    pub fn connect(state: &Path, observer: bool) -> Self {
+        let socket = seqpacket::connect(state, "keeper.sock").unwrap();
+        let raw = Self { socket, inbox: Default::default() };
+        raw.ask(1, &Request::Hello { version: VERSION, observer });
+        let (number, reply) = raw.answer();
+        assert!(number == 1 && matches!(reply, Reply::Welcome { .. }), "{reply:?}");
+        raw
+    }
+
+    pub fn ask(&self, number: u32, request: &Request) {
+        wire::send_all(self.socket.as_fd(), number, request, Vec::new()).unwrap();
+    }
+
+    pub fn answer(&self) -> (u32, Reply) {
+        loop {
+            let mut poll = [rustix::event::PollFd::new(&self.socket, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut poll, None).unwrap();
+            match self.inbox.borrow_mut().receive(self.socket.as_fd()) {
+                Ok(incoming) => return (incoming.number, incoming.decode().unwrap()),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
 }

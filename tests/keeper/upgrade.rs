@@ -1,10 +1,12 @@
 //! Going on as another executable, under load.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use podwright::keeper::client::{self, Status};
+use podwright::keeper::client::{self, Hold, Status};
+use podwright::keeper::protocol::{Reply, Request};
 
-use crate::support::{KEEPER, Node, exec_spawn};
+use crate::support::{KEEPER, Node, RawObserver, exec_spawn, pipe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_keeps_what_runs_logs_and_ends() {
@@ -41,8 +43,73 @@ async fn an_upgrade_keeps_what_runs_logs_and_ends() {
     assert!(after.processes.iter().filter(|process| process.id != "chatty").all(|process| process.child));
     let (started, _) = node.keeper.start("parked").await.unwrap();
     assert_eq!(started.exited().await.status, Status::Code(3));
-    // Still not dumpable, though execve has reset that.
     assert!(std::fs::read_link(format!("/proc/{keeper}/exe")).unwrap().to_string_lossy().contains("memfd"));
+}
+
+/// A reader that is slow gets what it asked for, from whichever keeper.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_loses_no_answer_that_its_reader_had_no_room_for() {
+    let node = Node::new().await;
+    let keeper = node.keeper_pid();
+    // So that an answer is large.
+    for number in 0..40 {
+        let (kept, _) = pipe();
+        let key = format!("{number}{}", "x".repeat(400));
+        node.keeper.hold(Hold { key, about: Vec::new(), fds: vec![kept] }).await.unwrap();
+    }
+    let slow = RawObserver::new(&node.path("state"));
+    const QUESTIONS: u32 = 200;
+    for number in 0..QUESTIONS {
+        slow.ask(10 + number, &Request::Status);
+        if number % 60 == 59 {
+            node.keeper.upgrade(KEEPER.as_ref()).await.unwrap();
+        }
+    }
+    // The keeper has them all read, and not all answers can have gone out.
+    node.keeper.status().await.unwrap();
+    node.keeper.upgrade(KEEPER.as_ref()).await.unwrap();
+    for number in 0..QUESTIONS {
+        let (answered, reply) = slow.answer();
+        assert_eq!(answered, 10 + number, "answers come in order, and each once");
+        let Reply::Status(status) = reply else { panic!("{reply:?}") };
+        assert_eq!((status.pid, status.holds.len()), (keeper, 40));
+    }
+    assert_eq!(node.keeper.status().await.unwrap().upgrades, 4);
+}
+
+/// Clients that ask all the time while the keeper is replaced again and again: each gets its answer,
+/// each exit is told, each log is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrades_under_load_lose_nothing() {
+    let node = Node::new().await;
+    let over = AtomicBool::new(false);
+    let worker = |worker: u32| {
+        let (node, over) = (&node, &over);
+        async move {
+            let mut lives = 0;
+            while !over.load(Ordering::SeqCst) || lives < 3 {
+                let id = format!("w{worker}-{lives}");
+                let code = (lives % 100) as u8;
+                let script = format!("for i in $(seq 1 500); do echo line $i; done; exit {code}");
+                let process = node.run(node.container(&id, &script)).await;
+                assert_eq!(process.exited().await.status, Status::Code(code), "{id}");
+                assert_eq!(node.text(&id).lines().count(), 500, "{id}");
+                node.keeper.forget(&id).await.unwrap();
+                lives += 1;
+            }
+            lives
+        }
+    };
+    let upgrades = async {
+        for _ in 0..30 {
+            node.keeper.upgrade(KEEPER.as_ref()).await.unwrap();
+        }
+        over.store(true, Ordering::SeqCst);
+    };
+    let (a, b, c, ()) = tokio::join!(worker(0), worker(1), worker(2), upgrades);
+    println!("{} lives", a + b + c);
+    let status = node.keeper.status().await.unwrap();
+    assert_eq!((status.upgrades, status.processes.len()), (30, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

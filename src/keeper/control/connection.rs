@@ -75,7 +75,7 @@ impl Control {
         self.reply(to, message_number, &Reply::Refused { reason, text: text.into() }, Vec::new());
     }
 
-    fn flush(&mut self, number: u64) {
+    pub(super) fn flush(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         if connection.outbox.flush(connection.socket.as_fd()).is_err() {
             return self.drop_connection(number);

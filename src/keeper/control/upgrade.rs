@@ -1,7 +1,7 @@
 //! Going on as another executable: execve keeps the process, its children and its descriptors.
 //!
 //! What is in memory travels in a memfd as numbers and names. Nothing that is under way is lost:
-//! whoever waits for an answer gets it from the successor.
+//! whoever waits for an answer gets it from the successor, and so does who was slow to read one.
 
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -47,6 +47,13 @@ struct State {
     holds: Vec<(String, Bytes, Vec<RawFd>)>,
     /// Who asked for it.
     waiter: WaiterState,
+}
+
+/// What follows it: a predecessor that did not know of this wrote nothing.
+#[derive(Default, Serialize, Deserialize)]
+struct Unsent {
+    /// By the connections' numbers: packets that their sockets had no room for, with their descriptors.
+    packets: Vec<(u64, Vec<(Bytes, Vec<RawFd>)>)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,10 +134,14 @@ impl Control {
     fn execute(&mut self, executable: Arc<OwnedFd>, waiter: Waiter) -> io::Error {
         let mut kept: Vec<RawFd> = Vec::new();
         let state = self.state(&executable, waiter, &mut kept);
-        let result = postcard::to_stdvec(&state)
-            .map_err(io::Error::other)
+        // Until execve, which they outlive.
+        let mut duplicates = Vec::new();
+        let result = self
+            .unsent(&mut duplicates)
+            .and_then(|unsent| postcard::to_stdvec(&(state, unsent)).map_err(io::Error::other))
             .and_then(|content| wire::sealed("podwright-keeper-state", &content))
             .and_then(|state| {
+                kept.extend(duplicates.iter().map(AsRawFd::as_raw_fd));
                 kept.push(state.as_raw_fd());
                 keep_open(&kept, true)?;
                 let argument = CString::new(state.as_raw_fd().to_string())?;
@@ -195,18 +206,50 @@ impl Control {
         }
     }
 
+    /// `duplicates`: of the descriptors, since a process and an answer about it share theirs here, but
+    /// cannot after execve.
+    fn unsent(&self, duplicates: &mut Vec<OwnedFd>) -> io::Result<Unsent> {
+        let mut unsent = Unsent::default();
+        for (number, connection) in &self.connections {
+            let mut packets = Vec::new();
+            for (bytes, fds) in connection.outbox.unsent() {
+                let mut numbers = Vec::new();
+                for fd in fds {
+                    let duplicate = fd.as_ref().try_clone()?;
+                    numbers.push(duplicate.as_raw_fd());
+                    duplicates.push(duplicate);
+                }
+                packets.push((bytes, numbers));
+            }
+            unsent.packets.push((*number, packets));
+        }
+        Ok(unsent)
+    }
+
     /// Goes on with an end that a predecessor (or we, before an upgrade that failed) had begun.
     pub(super) fn resume_end(&mut self, number: u64) {
         let Some(process) = self.processes.get(&number) else { return };
-        if process.forgotten && process.exit.is_some() {
+        if process.forgotten && (process.exit.is_some() || process.waiters.forget.is_some()) {
             self.forget(number);
         } else if process.exit.is_some() && !process.drained {
             self.drain(number);
         }
     }
 
-    fn take_state(&mut self, state: State) -> io::Result<()> {
-        for process in state.processes {
+    fn take_state(&mut self, state: State, unsent: Unsent) -> io::Result<()> {
+        let State { processes, holds, connections, daemon, next_number, .. } = state;
+        // First, so that what comes of the processes is told behind what waits.
+        for connection in connections {
+            let inbox = Inbox::with_pending(take_all(&connection.pending)?);
+            self.next_number = connection.number;
+            let number = self.add_connection(take_inherited(connection.socket)?, inbox)?;
+            if let Some(taken) = self.connections.get_mut(&number) {
+                taken.daemon = connection.daemon;
+            }
+        }
+        self.daemon = daemon;
+        self.take_unsent(unsent)?;
+        for process in processes {
             let fds = Fds(take_all(&process.fds)?.into_iter().map(Arc::new).collect());
             let mut taken =
                 Process::from_record(process.record, &fds).map_err(|(_, text)| io::Error::other(text))?;
@@ -229,20 +272,26 @@ impl Control {
             self.add_log(number)?;
             self.resume_end(number);
         }
-        for (key, about, fds) in state.holds {
+        for (key, about, fds) in holds {
             let fds = take_all(&fds)?.into_iter().map(Arc::new).collect();
             self.holds.insert(key, Hold { about, fds });
         }
-        for connection in state.connections {
-            let inbox = Inbox::with_pending(take_all(&connection.pending)?);
-            self.next_number = connection.number;
-            let number = self.add_connection(take_inherited(connection.socket)?, inbox)?;
-            if let Some(taken) = self.connections.get_mut(&number) {
-                taken.daemon = connection.daemon;
+        self.next_number = next_number;
+        Ok(())
+    }
+
+    /// Before any reply of our own: what a connection is told stays in order.
+    fn take_unsent(&mut self, unsent: Unsent) -> io::Result<()> {
+        for (number, packets) in unsent.packets {
+            for (bytes, fds) in packets {
+                let fds = take_all(&fds)?.into_iter().map(Arc::new).collect();
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    let pushed = connection.outbox.push_unsent(&bytes, fds);
+                    pushed.ok_or_else(|| io::Error::other("an unsent packet is too short"))?;
+                }
             }
+            self.flush(number);
         }
-        self.daemon = state.daemon;
-        self.next_number = state.next_number;
         Ok(())
     }
 }
@@ -269,7 +318,9 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     let memory = take_inherited(number)?;
     let length = rustix::fs::fstat(&memory)?.st_size as usize;
     let content = wire::read_all(memory.as_fd(), length)?;
-    let (state, _): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
+    let (state, rest): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
+    let unsent = if rest.is_empty() { Ok(Unsent::default()) } else { postcard::from_bytes(rest) };
+    let unsent = unsent.map_err(io::Error::other)?;
     drop(memory);
     let base = Base {
         listener: take_inherited(state.listener)?,
@@ -279,7 +330,7 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     };
     let asked = waiter(state.waiter);
     let mut control = Control::new(base, state.started_at, state.upgrades)?;
-    control.take_state(state)?;
+    control.take_state(state, unsent)?;
     control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
     // Children that ended meanwhile.
     control.sweep();
