@@ -34,6 +34,9 @@ use crate::security::{apparmor, capabilities, seccomp};
 use crate::sys::probe;
 use crate::{Error, Result};
 
+/// Preparations at a time: on a disk that hangs they do not take all of the daemon's threads.
+static PREPARATIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(32);
+
 /// Returns the container's ID. A second call for the same name in the pod joins the first, and one
 /// for a container that was created already gets that one (BEHAVIOUR 3).
 pub async fn create(node: &Arc<Node>, pod_id: &str, spec: ContainerSpec) -> Result<String> {
@@ -67,7 +70,12 @@ async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> 
     let name = spec.name.name.clone();
     let id = table::new_id()?;
     let mut making = Making { node, pod, shared, id: &id, cgroup: None };
-    match making.run(spec).await {
+    let made = tokio::select! {
+        made = making.run(spec) => made,
+        // A stop does not wait for what hangs here.
+        () = pod.closed() => Err(Error::precondition(format!("pod {} is being stopped", pod.id))),
+    };
+    match made {
         Ok(container) => {
             let container = Arc::new(container);
             node.containers.insert(&id, Arc::clone(&container));
@@ -169,12 +177,35 @@ impl Making<'_> {
         made.step(|| "making the cgroup")
     }
 
-    /// The part that touches the store and the state directory, on a blocking thread.
+    /// The part that touches the store and the state directory, on a blocking thread. Where nobody
+    /// waits for it any more it frees itself what it has made.
     async fn prepare(&self, spec: Arc<ContainerSpec>, image: Resolved) -> Result<Ground> {
         let (node, pod, id) = (Arc::clone(self.node), self.pod.record(), self.id.to_owned());
-        tokio::task::spawn_blocking(move || ground(&node, &pod, &id, spec, image))
-            .await
-            .map_err(|e| Error::internal(format!("preparing the container: {e}")))?
+        let limit = Duration::from_secs(node.config.container.volume_timeout);
+        let late = || {
+            let text = format!("a disk did not answer within {} s", limit.as_secs());
+            Error::new(Kind::DeadlineExceeded, format!("preparing the container: {text}"))
+        };
+        let deadline = tokio::time::Instant::now() + limit;
+        let room = tokio::time::timeout_at(deadline, PREPARATIONS.acquire()).await.map_err(|_| late())?;
+        let room = room.map_err(|e| Error::internal(e.to_string()))?;
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let (maker, name) = (Arc::clone(&node), id.clone());
+            let made = tokio::task::spawn_blocking(move || ground(&maker, &pod, &name, spec, image)).await;
+            drop(room);
+            let made = made.unwrap_or_else(|e| Err(Error::internal(format!("preparing the container: {e}"))));
+            if answer.send(made).is_err()
+                && let Err(error) = remove::discard(&node, &id, None).await
+            {
+                tracing::warn!(container = id, %error, "a container that came too late left something behind");
+            }
+        });
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(_)) => Err(Error::internal("preparing the container was interrupted")),
+            Err(_) => Err(late()),
+        }
     }
 
     /// The detached mounts, by their place in the list.
@@ -305,7 +336,7 @@ impl Making<'_> {
         writing.await.map_err(|e| Error::internal(format!("writing the runtime spec: {e}")))??;
         let process = spawned?;
         node.cgroups.adopt(&cgroup, process.pid, &record.spec.resources).await?;
-        crate::container::recover::write_live(node, self.id, process.pid)?;
+        crate::container::recover::write_live(node, &record, process.pid)?;
         let container = Container::new(record, Phase::Created(process));
         let _ = container.exec.set(Arc::new(template));
         Ok(container)
@@ -356,6 +387,7 @@ impl Making<'_> {
             driver: node.cgroups.driver(),
             namespaces: self.namespace_paths(),
             rlimits: rlimits::defaults(node.config.container.nofile)?,
+            pod_id: &self.pod.id,
         })?;
         Ok((spec, filter))
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::container::{Container, Ending, Phase};
+use crate::container::{Container, Ending, Phase, recover};
 use crate::keeper::client::{Exit, Process, Status};
-use crate::node::{Node, record};
+use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
 use crate::pod::spec::NamespaceMode;
 
@@ -21,11 +21,18 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, process: Process) {
             {
                 return;
             }
-            Phase::Created(_) => 0,
+            // Nobody has told us of its start, if a daemon before us had asked for it.
+            Phase::Created(_) => {
+                recover::note(&node, &container.id).and_then(|note| note.started_at()).unwrap_or_default()
+            }
             Phase::Running { started_at, .. } => started_at,
             Phase::Exited(_) | Phase::Unknown(_) => return,
         };
-        let ending = ending(&node, &container, exit, started_at);
+        let failure = (started_at == 0).then(|| recover::failed_start(&node, &container.record)).flatten();
+        let ending = match failure {
+            Some(message) => start_error(message),
+            None => ending(&node, &container, exit, started_at),
+        };
         conclude(&node, &container, ending).await;
     });
 }
@@ -52,7 +59,7 @@ pub async fn conclude(node: &Arc<Node>, container: &Arc<Container>, ending: Endi
 }
 
 /// BEHAVIOUR 9, 10, 41.
-fn ending(node: &Node, container: &Container, exit: Exit, started_at: i64) -> Ending {
+pub fn ending(node: &Node, container: &Container, exit: Exit, started_at: i64) -> Ending {
     let kills = container.record.cgroup.as_ref().and_then(|cgroup| node.cgroups.oom_kills(cgroup));
     let oom = kills.is_some_and(|n| n > container.record.oom_baseline);
     describe(exit, started_at, oom)
@@ -82,6 +89,15 @@ fn describe(exit: Exit, started_at: i64, oom: bool) -> Ending {
         reason: reason.into(),
         message: message.into(),
     }
+}
+
+/// The exit code of a container whose program could not be executed (BEHAVIOUR 9).
+const START_ERROR: i32 = 128;
+
+/// Of a container whose start failed.
+pub fn start_error(message: String) -> Ending {
+    let now = table::now();
+    Ending { started_at: now, finished_at: now, exit_code: START_ERROR, reason: "StartError".into(), message }
 }
 
 #[cfg(test)]

@@ -43,7 +43,14 @@ pub struct Wish<'a> {
     pub driver: Driver,
     pub namespaces: NamespacePaths,
     pub rlimits: Vec<(oci::PosixRlimitType, u64, u64)>,
+    pub pod_id: &'a str,
 }
+
+/// Annotations by which the container is known where all else is lost; the names are containerd's,
+/// which hooks look for.
+pub const OF_POD: &str = "io.kubernetes.cri.sandbox-id";
+pub const OF_NAME: &str = "io.kubernetes.cri.container-name";
+pub const OF_IMAGE: &str = "io.kubernetes.cri.image-name";
 
 pub fn spec(wish: Wish<'_>) -> Result<oci::Spec> {
     let failed = |e: OciSpecError| Error::internal(format!("building the runtime spec: {e}"));
@@ -60,7 +67,9 @@ pub fn spec(wish: Wish<'_>) -> Result<oci::Spec> {
         .linux(linux)
         .build()
         .map_err(failed)?;
-    let annotations = wish.spec.annotations.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let own = [(OF_POD, wish.pod_id), (OF_NAME, &wish.spec.name.name), (OF_IMAGE, &wish.spec.image.image)];
+    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let annotations = wish.spec.annotations.iter().map(|(k, v)| (k.clone(), v.clone())).chain(own).collect();
     spec.set_hostname(None).set_annotations(Some(annotations));
     Ok(spec)
 }

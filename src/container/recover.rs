@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::container::{Container, Ending, Phase, Record, end, stdio};
+use crate::container::spec::ContainerSpec;
+use crate::container::{Container, Ending, Phase, Record, end, oci, stdio};
 use crate::error::Step;
-use crate::keeper::client::{Adopt, Output, Process, Source, State};
+use crate::keeper::client::{self as keeper, Adopt, Exit, Output, Process, Source, State};
 use crate::keeper::note::NotePage;
 use crate::node::{Node, record, table};
 use crate::pod::boot_id;
@@ -23,33 +24,62 @@ pub struct Live {
     /// Field 22 of proc_pid_stat(5): clock ticks after boot.
     start_time: u64,
     boot_id: String,
+    /// Of a container.
+    #[serde(default)]
+    pod_id: String,
 }
 
 impl Live {
     pub fn of(pid: i32) -> Result<Self> {
-        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+        let start_time = Stat::of(pid)?.start_time;
+        Ok(Self { pid, start_time, boot_id: boot_id()?, pod_id: String::new() })
     }
 
-    /// A pidfd, if the process is the one that was meant and still there.
-    pub fn open(&self) -> Option<OwnedFd> {
+    /// The process, if it is the one that was meant and still there.
+    pub fn open(&self) -> Option<Living> {
         let pid = rustix::process::Pid::from_raw(self.pid)?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
         // Looked at after the pidfd was taken: the number cannot change hands between the two.
-        (Self::of(self.pid).ok()? == *self).then_some(pidfd)
+        let stat = Stat::of(self.pid).ok()?;
+        let same = stat.start_time == self.start_time && boot_id().ok()? == self.boot_id;
+        same.then_some(Living { pidfd, executed: stat.executed })
     }
 }
 
-fn start_time(pid: i32) -> Result<u64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read_to_string(&path).step(|| format!("reading {path}"))?;
-    // The command's name, in brackets, may hold anything.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let field = fields.split(' ').nth(19).and_then(|f| f.parse().ok());
-    field.ok_or_else(|| crate::Error::internal(format!("{path} has no start time")))
+/// A process that was found again: it lives, or nobody has reaped it yet.
+pub struct Living {
+    pub pidfd: OwnedFd,
+    /// It has executed a program since it was cloned.
+    executed: bool,
 }
 
-pub fn write_live(node: &Node, id: &str, pid: i32) -> Result<()> {
-    record::write(&node.layout.container_state(id).join("live.json"), &Live::of(pid)?)
+/// What proc_pid_stat(5) says of a process.
+struct Stat {
+    start_time: u64,
+    /// It has executed a program since it was cloned. Nothing that it does can undo this.
+    executed: bool,
+}
+
+impl Stat {
+    fn of(pid: i32) -> Result<Self> {
+        /// PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+        const NOT_EXECUTED: u64 = 0x40;
+        let path = format!("/proc/{pid}/stat");
+        let stat = std::fs::read_to_string(&path).step(|| format!("reading {path}"))?;
+        // The command's name, in brackets, may hold anything.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        // Counted from field 3.
+        let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
+        match (field(9), field(22)) {
+            (Some(flags), Some(start_time)) => Ok(Self { start_time, executed: flags & NOT_EXECUTED == 0 }),
+            _ => Err(crate::Error::internal(format!("{path} lacks the flags or the start time"))),
+        }
+    }
+}
+
+pub fn write_live(node: &Node, container: &Record, pid: i32) -> Result<()> {
+    let live = Live { pod_id: container.pod_id.clone(), ..Live::of(pid)? };
+    record::write(&node.layout.container_state(&container.id).join("live.json"), &live)
 }
 
 pub fn read_live(directory: &Path) -> Option<Live> {
@@ -78,7 +108,7 @@ pub async fn recover(node: &Arc<Node>, held: &mut HashMap<String, (Process, Stat
                     Some((process, _)) => end(node, &process).await,
                     None => end_unheld(node, &id),
                 }
-                let container = Container::new(damaged(&id), Phase::Unknown(error.message));
+                let container = Container::new(damaged(node, &id), Phase::Unknown(error.message));
                 node.containers.insert(&id, Arc::new(container));
             }
         }
@@ -104,22 +134,31 @@ pub async fn end(node: &Node, process: &Process) {
 /// The same for one that the keeper does not have.
 fn end_unheld(node: &Node, id: &str) {
     let live = read_live(&node.layout.container_state(id)).and_then(|live| live.open());
-    if let Some(pidfd) = live
-        && let Err(error) = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL)
+    if let Some(living) = live
+        && let Err(error) = rustix::process::pidfd_send_signal(living.pidfd, rustix::process::Signal::KILL)
     {
         tracing::warn!(container = id, %error, "a container whose record is damaged is not killed");
     }
 }
 
-/// Stands for a container whose record is gone: it can be seen and removed (BEHAVIOUR 4).
-fn damaged(id: &str) -> Record {
+/// Stands for a container whose record is gone: it can be seen and removed, by itself and with its
+/// pod (BEHAVIOUR 4), as far as the runtime spec and live.json still tell what it was.
+fn damaged(node: &Node, id: &str) -> Record {
+    let mut told = runtime_spec(node, id).and_then(|spec| spec.annotations().clone()).unwrap_or_default();
+    let mut tell = |key: &str| told.remove(key).filter(|value| !value.is_empty());
+    let live = || Some(read_live(&node.layout.container_state(id))?.pod_id);
+    let pod_id = tell(oci::OF_POD).or_else(live).unwrap_or_default();
+    let image = tell(oci::OF_IMAGE).unwrap_or_else(|| "unknown".into());
+    let mut spec = ContainerSpec::default();
+    spec.name.name = tell(oci::OF_NAME).unwrap_or_else(|| id.to_owned());
+    spec.image.image.clone_from(&image);
     Record {
         id: id.to_owned(),
-        pod_id: String::new(),
-        spec: Arc::default(),
+        pod_id,
+        spec: Arc::new(spec),
         created_at: table::now(),
-        image_id: String::new(),
-        image_ref: String::new(),
+        image_id: image.clone(),
+        image_ref: image,
         user: Default::default(),
         stop_signal: "SIGKILL".into(),
         cgroup: None,
@@ -127,6 +166,10 @@ fn damaged(id: &str) -> Record {
         oom_baseline: 0,
         warnings: Vec::new(),
     }
+}
+
+fn runtime_spec(node: &Node, id: &str) -> Option<oci_spec::runtime::Spec> {
+    record::read(&node.layout.container(id).join("config.json")).ok().flatten()
 }
 
 /// Said in the status of a container whose pipes nobody held when it ended.
@@ -154,30 +197,38 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
         return;
     }
     let found = match found {
-        Some(found) => Some(found),
+        Some((process, state)) => Found::Held(process, state),
         None => adopt(node, &mut record).await,
     };
     let state_dir = node.layout.container_state(&id);
     let noted = state_dir.join("live.json").exists();
-    if found.is_none() && state_dir.exists() && !noted {
+    if !matches!(found, Found::Held(..)) && state_dir.exists() && !noted {
         // Its creation was cut off after the record: nobody was told of it, a retry makes another.
         if let Err(error) = super::remove::discard(node, &id, record.cgroup.as_ref()).await {
             tracing::warn!(container = id, %error, "a half made container is not freed");
         }
         return;
     }
-    let Some((process, state)) = found else {
-        let container = Arc::new(Container::new(record, Phase::Unknown("being recovered".into())));
-        node.containers.insert(&id, Arc::clone(&container));
-        let why = "the container ended while neither podwright nor its keeper ran, or with a reboot";
-        end::conclude(node, &container, lost(why.into())).await;
-        return;
+    let failed = failed_start(node, &record);
+    let (process, state) = match (found, failed) {
+        (Found::Held(process, state), None) => (process, state),
+        (found, failed) => {
+            let container = Arc::new(Container::new(record, Phase::Unknown("being recovered".into())));
+            node.containers.insert(&id, Arc::clone(&container));
+            let ending = match (found, failed) {
+                (_, Some(message)) => end::start_error(message),
+                (Found::Ended { exit, started_at }, None) => end::ending(node, &container, exit, started_at),
+                _ => lost(LOST.into()),
+            };
+            end::conclude(node, &container, ending).await;
+            return;
+        }
     };
-    if !noted && let Err(error) = write_live(node, &id, process.pid) {
+    if !noted && let Err(error) = write_live(node, &record, process.pid) {
         tracing::debug!(container = id, %error, "the container has ended already");
     }
     let phase = match state {
-        State::Parked => Phase::Created(process.clone()),
+        State::Parked | State::Released => Phase::Created(process.clone()),
         State::Running { started_at } | State::Exited { started_at, .. } => {
             Phase::Running { process: process.clone(), started_at }
         }
@@ -193,6 +244,15 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
     }
     node.containers.insert(&id, Arc::clone(&container));
     end::watch(node, &container, process);
+    if state == State::Released {
+        // What the daemon before us had begun; a retry of the call joins.
+        let node = Arc::clone(node);
+        tokio::spawn(async move {
+            if let Err(error) = super::start::start(&node, &id).await {
+                tracing::warn!(container = id, %error, "a start that was under way has failed");
+            }
+        });
+    }
 }
 
 fn lost(message: String) -> Ending {
@@ -205,11 +265,48 @@ fn lost(message: String) -> Ending {
     }
 }
 
+const LOST: &str = "the container ended while neither podwright nor its keeper ran, or with a reboot";
+
+/// What its keeper has noted of a container.
+pub fn note(node: &Node, id: &str) -> Option<NotePage> {
+    let note = stdio::open_note(&node.layout.container_state(id)).ok()?;
+    NotePage::map(note.as_fd()).ok()
+}
+
+/// Why a start failed whose daemon died before it could record that.
+pub fn failed_start(node: &Node, record: &Record) -> Option<String> {
+    let failure = note(node, &record.id)?.failure()?;
+    let spec =
+        record::read::<oci_spec::runtime::Spec>(&node.layout.container(&record.id).join("config.json"));
+    let argv = spec.ok().flatten().and_then(|spec| spec.process().as_ref()?.args().clone());
+    let name = argv.and_then(|argv| argv.into_iter().next()).unwrap_or_default();
+    Some(keeper::exec_failed(name.as_bytes(), failure).message)
+}
+
+/// What has become of a recorded container.
+enum Found {
+    Held(Process, State),
+    /// Nothing is left of the process but what its keeper had noted. `started_at` 0: it never ran.
+    Ended {
+        exit: Exit,
+        started_at: i64,
+    },
+    Lost,
+}
+
 /// Gives a container that outlived both of our processes to the new keeper.
-async fn adopt(node: &Arc<Node>, record: &mut Record) -> Option<(Process, State)> {
+async fn adopt(node: &Arc<Node>, record: &mut Record) -> Found {
     let state = node.layout.container_state(&record.id);
-    let live = read_live(&state)?;
-    let pidfd = Arc::new(live.open()?);
+    let Some(live) = read_live(&state) else { return Found::Lost };
+    let note = note(node, &record.id);
+    let Some(found) = live.open() else {
+        let Some(exit) = note.as_ref().and_then(NotePage::exit) else { return Found::Lost };
+        if !note.as_ref().is_some_and(NotePage::log_is_whole) {
+            warn_of_loss(node, record);
+        }
+        let started_at = note.and_then(|note| note.started_at()).unwrap_or_default();
+        return Found::Ended { exit, started_at };
+    };
     let output = match reopen(record, &state) {
         Ok(output) => output,
         Err(error) => {
@@ -218,25 +315,56 @@ async fn adopt(node: &Arc<Node>, record: &mut Record) -> Option<(Process, State)
         }
     };
     // Looked at after the pipes were opened: had it lived until then, nothing of them is lost.
-    if has_ended(&pidfd) {
-        record.warnings.push(OUTPUT_LOST.into());
-        let path = node.layout.container(&record.id).join("container.json");
-        if let Err(error) = record::write(&path, record) {
-            tracing::warn!(container = record.id, %error, "the loss of output is not recorded");
-        }
+    if has_ended(&found.pidfd) && !note.as_ref().is_some_and(NotePage::log_is_whole) {
+        warn_of_loss(node, record);
     }
-    let adopt = Adopt { id: record.id.clone(), pid: live.pid, pidfd, output };
-    // The keeper's note tells whether its program ever ran.
-    let note = stdio::open_note(&state).ok().and_then(|note| NotePage::map(note.as_fd()).ok());
-    let started_at = note.and_then(|note| note.started_at());
+    let Some(started_at) = started_at(&live, &found, note.as_ref()).await else { return Found::Lost };
+    let adopt = Adopt { id: record.id.clone(), pid: live.pid, pidfd: Arc::new(found.pidfd), output };
     match node.keeper.adopt(adopt).await {
-        Ok(process) => {
-            Some((process, started_at.map_or(State::Parked, |started_at| State::Running { started_at })))
-        }
+        Ok(process) => Found::Held(process, State::Running { started_at }),
         Err(error) => {
             tracing::warn!(container = record.id, %error, "the container is not adopted");
-            None
+            Found::Lost
         }
+    }
+}
+
+/// How long a child that was released may take to execute its program, or one that was not to see
+/// that nobody holds it.
+const EXECUTE_LIMIT: Duration = Duration::from_secs(2);
+const EXECUTE_INTERVAL: Duration = Duration::from_millis(2);
+
+/// When a container's program was started: nanoseconds since the epoch, None if it never was. The
+/// keeper that released it may have died before it could note that. A process that has not executed
+/// anything is one that is about to, or a helper whose final process nobody has noted.
+async fn started_at(live: &Live, found: &Living, note: Option<&NotePage>) -> Option<i64> {
+    let deadline = tokio::time::Instant::now() + EXECUTE_LIMIT;
+    let mut executed = found.executed;
+    // What is still there at the deadline is on its way to its program: what was parked has ended.
+    while !executed && tokio::time::Instant::now() < deadline {
+        let ended = has_ended(&found.pidfd);
+        // After that look: a zombie still tells, and it may have executed and ended meanwhile.
+        executed = Stat::of(live.pid).is_ok_and(|stat| stat.executed);
+        if ended && !executed {
+            return None;
+        }
+        tokio::time::sleep(EXECUTE_INTERVAL).await;
+    }
+    if let Some(at) = note.and_then(NotePage::started_at) {
+        return Some(at);
+    }
+    let now = table::now();
+    if let Some(note) = note {
+        note.set_started_at(now);
+    }
+    Some(now)
+}
+
+fn warn_of_loss(node: &Node, record: &mut Record) {
+    record.warnings.push(OUTPUT_LOST.into());
+    let path = node.layout.container(&record.id).join("container.json");
+    if let Err(error) = record::write(&path, record) {
+        tracing::warn!(container = record.id, %error, "the loss of output is not recorded");
     }
 }
 

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::container::{Container, Ending, Phase, end};
-use crate::node::{Node, table};
+use crate::container::{Container, Phase, end};
+use crate::node::Node;
 use crate::pod::events::EventKind;
 use crate::{Error, Result};
-
-/// The exit code of a container whose program could not be executed (BEHAVIOUR 9).
-const START_ERROR: i32 = 128;
 
 /// Releases the parked child. FAILED_PRECONDITION unless the container is CREATED.
 pub async fn start(node: &Arc<Node>, id: &str) -> Result<()> {
@@ -30,7 +27,7 @@ async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
             container.set_phase(Phase::Running { process: process.clone(), started_at });
             if process.pid != parked.pid {
                 // In a PID namespace that existed the helper parked, and another process runs.
-                if let Err(error) = super::recover::write_live(node, &container.id, process.pid) {
+                if let Err(error) = super::recover::write_live(node, &container.record, process.pid) {
                     tracing::warn!(container = container.id, %error, "the container could not be found again");
                 }
                 end::watch(node, container, process);
@@ -43,15 +40,7 @@ async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
             if error.kind == crate::error::Kind::Unavailable {
                 return Err(error);
             }
-            let now = table::now();
-            let ending = Ending {
-                started_at: now,
-                finished_at: now,
-                exit_code: START_ERROR,
-                reason: "StartError".into(),
-                message: error.message.clone(),
-            };
-            end::conclude(node, container, ending).await;
+            end::conclude(node, container, end::start_error(error.message.clone())).await;
             Err(error.during(format!("starting container {}", container.record.spec.name.name)))
         }
     }

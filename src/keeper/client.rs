@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 pub use self::fd_store::FdStore;
 use self::recover::Shared;
+pub use self::requests::exec_failed;
 use super::plan::SpawnPlan;
 pub use super::protocol::{Exit, KeeperStatus, RoleKind, Status};
 use crate::{Error, Result};
@@ -118,6 +119,8 @@ fn now() -> i64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Parked,
+    /// Told to go on; has not executed its program yet as far as is known.
+    Released,
     /// Nanoseconds since the epoch.
     Running {
         started_at: i64,

@@ -7,7 +7,7 @@
 //!    0  magic u32, version u32
 //!    8  failure: set u32, stage u32, step u32, errno i32
 //!   24  started_at u64 (ns since the epoch; 0: not started)
-//!   32  exit: set u32, kind u32, value u32, reserved u32, finished_at u64
+//!   32  exit: set u32, kind u32, value u32, log is whole u32, finished_at u64
 //! 1024  the log copier's area for stdout (512 bytes; laid out by log_note.rs)
 //! 1536  its area for stderr
 //! ```
@@ -110,6 +110,15 @@ impl NotePage {
         self.pages.u32(EXIT).store(1, Release);
     }
 
+    /// Whether all that the process had written when it ended is in its log.
+    pub fn log_is_whole(&self) -> bool {
+        self.pages.u32(EXIT + 12).load(Acquire) == 1
+    }
+
+    pub fn set_log_whole(&self) {
+        self.pages.u32(EXIT + 12).store(1, Release);
+    }
+
     /// A word of a stream's area; `offset` counts from the area's start.
     pub fn stream_u32(&self, stream: Stream, offset: usize) -> &AtomicU32 {
         assert!(offset + 4 <= STREAM_AREA_LENGTH);
@@ -179,12 +188,15 @@ mod tests {
         {
             let note = NotePage::map(file.as_fd()).unwrap();
             assert_eq!((note.failure(), note.started_at(), note.exit()), (None, None, None));
+            assert!(!note.log_is_whole());
             note.set_failure(failure);
             note.set_started_at(5);
             note.set_exit(exit);
+            note.set_log_whole();
         }
         let note = NotePage::map(file.as_fd()).unwrap();
         assert_eq!((note.failure(), note.started_at(), note.exit()), (Some(failure), Some(5), Some(exit)));
+        assert!(note.log_is_whole());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::container::stats::Rate;
@@ -105,6 +106,8 @@ pub struct Pod {
     phase: RwLock<Phase>,
     /// Held by whoever changes the pod: run, stop, remove, and the creation of a container.
     pub gate: tokio::sync::RwLock<()>,
+    /// It is being stopped: whoever makes something in it gives up.
+    closed: watch::Sender<bool>,
     /// For the CPU rate.
     cpu: Mutex<Rate>,
 }
@@ -116,8 +119,20 @@ impl Pod {
             record: RwLock::new(Arc::new(record)),
             phase: RwLock::new(phase),
             gate: tokio::sync::RwLock::default(),
+            closed: watch::Sender::new(false),
             cpu: Mutex::default(),
         }
+    }
+
+    /// For good: a stop that fails is tried again.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    /// Returns once it is being stopped.
+    pub async fn closed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     pub fn record(&self) -> Arc<Record> {

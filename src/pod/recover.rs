@@ -4,7 +4,6 @@
 //! the daemon from starting.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::Result;
@@ -170,7 +169,7 @@ fn living(node: &Node, pod_id: &str) -> Vec<(i32, bool)> {
 
 async fn adopt_init(node: &Arc<Node>, record: &Record) -> Option<Process> {
     let live = container::recover::read_live(&node.layout.pod_state(&record.id))?;
-    let pidfd: Arc<OwnedFd> = Arc::new(live.open()?);
+    let pidfd = Arc::new(live.open()?.pidfd);
     node.keeper.adopt(Adopt { id: init::id(&record.id), pid: live.pid, pidfd, output: None }).await.ok()
 }
 

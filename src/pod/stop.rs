@@ -29,6 +29,7 @@ async fn stop_found(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<()> {
     if !was_ready && pod.record().stopped {
         return Ok(());
     }
+    pod.close();
     tear_down(node, pod).await?;
     let stopped = Record { stopped: true, ..Record::clone(&pod.record()) };
     save(node, &stopped)?;

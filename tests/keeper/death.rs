@@ -1,8 +1,11 @@
 //! SIGKILL to the keeper, and daemons that come and go: nothing is lost.
 
-use podwright::keeper::client::{Hold, State, Status};
+use std::time::Duration;
 
-use crate::support::{Node, eventually, pipe};
+use podwright::keeper::client::{Hold, State, Status};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Node, RawObserver, eventually, pipe, pod_init, proc_text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_keeper_loses_no_container_no_byte_and_no_code() {
@@ -129,4 +132,45 @@ async fn a_parked_child_ends_with_its_holders() {
         state.is_empty() || state.contains(") Z ")
     })
     .await;
+}
+
+/// The connection breaks, the keeper lives: what ended meanwhile is not waited for in vain.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_while_the_connection_was_down_is_told_when_it_is_made_again() {
+    let mut node = Node::new().await;
+    let init = node.keeper.spawn(pod_init("init")).await.unwrap();
+    let lasting = node.keeper.spawn(pod_init("lasting")).await.unwrap();
+    // Not the one that started the keeper, which would replace it.
+    let snapshot = node.reconnect().await;
+    let of = |id: &str| snapshot.processes.iter().find(|(p, _)| p.id == id).unwrap().0.clone();
+    let (again, lasting_again) = (of("init"), of("lasting"));
+    let keeper = node.keeper_pid();
+    let pid = Pid::from_raw(keeper).unwrap();
+    // Another daemon greets the keeper, which hangs up on ours and is then stopped: our greeting waits,
+    // unless it was quicker.
+    let mut rival = RawObserver::connect(&node.path("state"), false);
+    kill_process(pid, Signal::STOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    while node.keeper.alive() {
+        kill_process(pid, Signal::CONT).unwrap();
+        rival = RawObserver::connect(&node.path("state"), false);
+        kill_process(pid, Signal::STOP).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    init.signal(libc::SIGTERM).unwrap();
+    eventually(|| {
+        let stat = proc_text(init.pid, "stat");
+        stat.contains(") Z ")
+    })
+    .await;
+    // It tells the rival of the end, before it reads what we say.
+    kill_process(pid, Signal::CONT).unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(20), again.exited()).await;
+    assert_eq!(exit.expect("the end is told").status, Status::Code(0));
+    drop(rival);
+    eventually(|| node.keeper.alive()).await;
+    assert_eq!(node.keeper_pid(), keeper, "it is the same keeper");
+    assert_eq!(lasting_again.exit(), None);
+    lasting.signal(libc::SIGTERM).unwrap();
+    assert_eq!(lasting_again.exited().await.status, Status::Code(0));
 }

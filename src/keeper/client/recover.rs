@@ -3,7 +3,7 @@
 //! When a keeper dies, its children become ours (we are a subreaper and were its parent). So that
 //! no exit code is lost, whoever of them ends is reaped here, by pidfd, and the next keeper is told.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +17,15 @@ use super::link::{Answer, Link, lock};
 use super::table::{Entry, Table};
 use super::{Config, Exit, Hold, Snapshot, Status, launch, now};
 use crate::error::{Kind, Step};
-use crate::keeper::protocol::{Reply, Request, VERSION};
+use crate::keeper::note::NotePage;
+use crate::keeper::protocol::{Phase, Record, Reply, Request, VERSION};
 use crate::sys::{async_fd, pidfd, prctl};
 use crate::{Error, Result};
 
 /// How long a request waits for the next keeper.
 const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a daemon that starts looks for a keeper that lives.
+const FIRST_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 /// Keepers that one request may outlive.
 const ATTEMPTS: usize = 16;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -31,6 +34,9 @@ const STABLE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Orphans of containers in the node's PID namespace come to us one by one.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What moves the messages of a link, and ends with it.
+type Moving = tokio::task::JoinHandle<()>;
 
 pub struct Shared {
     pub(super) config: Config,
@@ -63,12 +69,31 @@ impl Shared {
             sweeps: AtomicBool::new(false),
             mover: Mutex::new(None),
         });
-        let (link, ended) = shared.open().await?;
-        let snapshot = shared.take_snapshot(&link).await?;
+        let (link, ended, snapshot) = shared.first_connection().await?;
         shared.link.send_replace(Some(link));
         // Weak: the last handle that goes ends the connection.
         tokio::spawn(supervise(Arc::downgrade(&shared), ended));
         Ok((shared, snapshot))
+    }
+
+    /// Tries again where the keeper that was found was about to die.
+    async fn first_connection(self: &Arc<Self>) -> Result<(Arc<Link>, Moving, Snapshot)> {
+        let since = Instant::now();
+        loop {
+            let connected = async {
+                let (link, ended) = self.open().await?;
+                Ok::<_, Error>((Arc::clone(&link), ended, self.take_snapshot(&link).await?))
+            };
+            match connected.await {
+                Err(e) if e.kind == Kind::Unavailable && since.elapsed() < FIRST_KEEPER_LIMIT => {
+                    tracing::warn!(error = %e, "the keeper died while we connected to it; trying again");
+                    *lock(&self.table) = Table::default();
+                    self.bury();
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     pub fn alive(&self) -> bool {
@@ -136,7 +161,7 @@ impl Shared {
     }
 
     /// Finds or starts a keeper and greets it; what is returned with the link ends with it.
-    async fn open(self: &Arc<Self>) -> Result<(Arc<Link>, tokio::task::JoinHandle<()>)> {
+    async fn open(self: &Arc<Self>) -> Result<(Arc<Link>, Moving)> {
         let config = self.config.clone();
         let (socket, child) = tokio::task::spawn_blocking(move || launch::find_or_start(&config))
             .await
@@ -169,14 +194,20 @@ impl Shared {
 
     async fn take_snapshot(&self, link: &Arc<Link>) -> Result<Snapshot> {
         let mut snapshot = Snapshot::default();
+        // Whatever ends while we read is told at once, and may overtake what we read.
+        lock(&self.table).early = Some(HashMap::new());
         let mut answers = link.send(&Request::Snapshot, Vec::new())?;
         loop {
             match answers.next().await? {
                 (Reply::Process(record), fds) => {
                     let (id, entry) = Entry::from_record(record, fds)?;
                     snapshot.processes.push((entry.process(&id), entry.state()));
+                    let mut table = lock(&self.table);
+                    table.entries.insert(id.clone(), entry);
                     // An exec that ended is of no use to anybody who was not there.
-                    lock(&self.table).entries.insert(id, entry);
+                    if let Some(exit) = table.early.as_mut().and_then(|early| early.remove(&id)) {
+                        table.exited(&id, exit);
+                    }
                 }
                 (Reply::Hold { key, about }, fds) => {
                     let fds = fds.into_iter().map(Arc::new).collect();
@@ -184,22 +215,31 @@ impl Shared {
                     lock(&self.table).holds.insert(key, hold.clone());
                     snapshot.holds.push(hold);
                 }
-                (Reply::Done, _) => return Ok(snapshot),
+                (Reply::Done, _) => {
+                    lock(&self.table).early = None;
+                    return Ok(snapshot);
+                }
                 (other, _) => return Err(super::requests::unexpected(other)),
             }
         }
     }
 
     /// Hands the next keeper everything that the last one held.
-    async fn hand_over(self: &Arc<Self>) -> Result<(Arc<Link>, tokio::task::JoinHandle<()>)> {
+    async fn hand_over(self: &Arc<Self>) -> Result<(Arc<Link>, Moving)> {
         let (link, ended) = self.open().await?;
         let mut held = HashSet::new();
         let mut answers = link.send(&Request::Snapshot, Vec::new())?;
         loop {
-            match answers.next().await?.0 {
+            match answers.next().await? {
                 // It is the same keeper, and only our connection was lost.
-                Reply::Process(record) => drop(held.insert(record.id)),
-                Reply::Done => break,
+                (Reply::Process(record), fds) => {
+                    held.insert(record.id.clone());
+                    self.catch_up_with(record, fds)?;
+                }
+                (Reply::Hold { key, .. }, _) if !lock(&self.table).holds.contains_key(&key) => {
+                    drop(link.send(&Request::Release { key }, Vec::new())?);
+                }
+                (Reply::Done, _) => break,
                 _ => {}
             }
         }
@@ -229,6 +269,42 @@ impl Shared {
             }
         }
         Ok((link, ended))
+    }
+
+    /// What came of a process while there was no connection to its keeper.
+    fn catch_up_with(self: &Arc<Self>, record: Record, fds: Vec<OwnedFd>) -> Result<()> {
+        let (id, known) = Entry::from_record(record, fds)?;
+        let mut table = lock(&self.table);
+        let Some(entry) = table.entries.get_mut(&id) else {
+            drop(table);
+            tokio::spawn(Arc::clone(self).disown(id, known));
+            return Ok(());
+        };
+        if entry.phase != known.phase && !matches!(entry.phase, Phase::Exited { .. }) {
+            entry.pid = known.pid;
+            entry.pidfd = known.pidfd;
+            entry.joins = known.joins;
+            entry.phase = known.phase;
+            (entry.channel, entry.report) = (known.channel, known.report);
+        }
+        if let Phase::Exited { exit, .. } = known.phase {
+            table.exited(&id, exit);
+        }
+        Ok(())
+    }
+
+    /// Ends a process whose spawning nobody heard of: whoever had asked for it was told that it failed.
+    async fn disown(self: Arc<Self>, id: String, entry: Entry) {
+        tracing::warn!(process = id, "ending a process whose spawning was not heard of");
+        let _ = pidfd::send_signal(entry.pidfd.as_fd(), libc::SIGKILL);
+        let duplicate = entry.pidfd.as_ref().try_clone();
+        if let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) {
+            let _ = ended.readable().await;
+        }
+        drop(entry);
+        if let Err(error) = self.ask_again(&Request::Forget { id: id.clone() }, &[]).await {
+            tracing::warn!(process = id, %error, "the keeper still holds a process that nobody wants");
+        }
     }
 
     /// The keeper is dead: reaps it, and sees to it that its children are reaped.
@@ -274,6 +350,12 @@ impl Shared {
             let entry = table.entries.get_mut(&id).filter(|entry| Arc::ptr_eq(&entry.pidfd, &pidfd));
             let Some((entry, exit)) = entry.zip(exit) else { return };
             entry.reaped = Some(exit);
+            // The kernel has forgotten it: should we die before a keeper hears of it, this remains.
+            if let Some(output) = &entry.output
+                && let Ok(note) = NotePage::map(output.note.as_fd())
+            {
+                note.set_exit(exit);
+            }
         }
         if let Some(exit) = exit {
             // If the keeper dies before it hears this, the next is given it with the rest.
@@ -287,7 +369,7 @@ fn no_keeper() -> Error {
 }
 
 /// Brings a new keeper up whenever one has died.
-async fn supervise(shared: Weak<Shared>, mut ended: tokio::task::JoinHandle<()>) {
+async fn supervise(shared: Weak<Shared>, mut ended: Moving) {
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();

@@ -44,7 +44,8 @@ fn died(exit: Exit) -> Error {
     Error::internal(format!("the process ended {how} before it could execute its program"))
 }
 
-fn exec_failed(name: &[u8], failure: Failure) -> Error {
+/// Why a released child did not come to run its program, `name`.
+pub fn exec_failed(name: &[u8], failure: Failure) -> Error {
     let cause = crate::error::errno_text(failure.errno);
     Error::internal(match failure.stage {
         Stage::Enter => format!("entering the PID namespace: {cause}"),

@@ -17,6 +17,8 @@ pub struct Table {
     pub holds: HashMap<String, Hold>,
     /// Being spawned, with the exit if it was told before the spawn was.
     pub spawning: HashMap<String, Option<Exit>>,
+    /// While a snapshot is being read: exits of those that were not read yet.
+    pub early: Option<HashMap<String, Exit>>,
     /// Those whose end is awaited here since their keeper died: ID and pid.
     pub watched: HashSet<(String, i32)>,
 }
@@ -52,7 +54,8 @@ impl Entry {
 
     pub fn state(&self) -> State {
         match self.phase {
-            Phase::Preparing { parks: true } | Phase::Parked | Phase::Released => State::Parked,
+            Phase::Preparing { parks: true } | Phase::Parked => State::Parked,
+            Phase::Released => State::Released,
             Phase::Preparing { parks: false } => State::Running { started_at: 0 },
             Phase::Running { started_at } => State::Running { started_at },
             Phase::Exited { started_at, exit } => State::Exited { started_at, exit },
@@ -150,7 +153,12 @@ impl Table {
             *early = Some(exit);
             return;
         }
-        let Some(entry) = self.entries.get_mut(id) else { return };
+        let Some(entry) = self.entries.get_mut(id) else {
+            if let Some(early) = &mut self.early {
+                early.insert(id.to_owned(), exit);
+            }
+            return;
+        };
         entry.settle(exit);
         // The keeper has dropped it as well.
         if entry.role == RoleKind::Exec {

@@ -161,7 +161,13 @@ impl Control {
 
     pub(super) fn log_event(&mut self, event: Event) {
         match event {
-            Event::Drained(number) => self.publish(number),
+            Event::Drained(number) => {
+                let process = self.processes.get(&number);
+                if let Some(output) = process.filter(|p| p.exit.is_some()).and_then(|p| p.output.as_ref()) {
+                    output.note.set_log_whole();
+                }
+                self.publish(number);
+            }
             Event::Removed(number) => {
                 if let Some(process) = self.processes.remove(&number) {
                     self.answer_forget(process.waiters.forget);

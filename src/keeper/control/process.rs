@@ -243,13 +243,16 @@ impl Control {
         }
     }
 
-    /// Releases a parked child.
-    pub(super) fn release(&mut self, number: u64, waiter: Waiter) -> Result<(), Errno> {
-        let Some(process) = self.processes.get_mut(&number) else { return Err(Errno::SRCH) };
-        let Some(channel) = &process.channel else { return Err(Errno::PIPE) };
-        rustix::net::send(channel, child::GO, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    /// Releases a parked child. One that was released before reads no second word; where its end of the
+    /// channel is closed, it runs its program or is about to be reaped, and either answers.
+    pub(super) fn release(&mut self, number: u64, waiter: Waiter) {
+        let Some(process) = self.processes.get_mut(&number) else { return };
         process.phase = Phase::Released;
         process.waiters.run = Some(waiter);
-        Ok(())
+        if let Some(channel) = &process.channel
+            && rustix::net::send(channel, child::GO, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()
+        {
+            self.channel_ready(number);
+        }
     }
 }

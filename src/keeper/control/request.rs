@@ -209,10 +209,8 @@ impl Control {
         let reply = match process.phase {
             Phase::Preparing { .. } => return Err((Refusal::State, format!("process {id} is not ready"))),
             Phase::Parked | Phase::Released if process.exit.is_none() => {
-                // Where the child is gone its end follows. One that was released reads no second word.
-                return self
-                    .release(number, waiter)
-                    .map_err(|_| (Refusal::State, format!("process {id} has ended")));
+                self.release(number, waiter);
+                return Ok(());
             }
             Phase::Running { started_at } | Phase::Exited { started_at, .. } if started_at > 0 => {
                 Reply::Started { pid: process.pid, started_at }

@@ -63,9 +63,15 @@ impl Process {
         let pidfd = fds.get(record.pidfd)?;
         // A helper that is gone: its place is taken already.
         let entered = report.as_ref().is_some_and(|(_, report)| report.final_pid() == Some(record.pid));
-        let exit = match record.phase {
-            Phase::Exited { exit, .. } => Some(exit),
-            _ => None,
+        let output = record.output.map(|output| fds.output(&output)).transpose()?;
+        let noted = || output.as_ref().and_then(|output| output.note.started_at());
+        let (phase, exit) = match record.phase {
+            // Whoever hands it over may have heard of its end, but never of its start.
+            Phase::Exited { started_at: 0, exit } => {
+                (Phase::Exited { started_at: noted().unwrap_or_default(), exit }, Some(exit))
+            }
+            Phase::Exited { exit, .. } => (record.phase, Some(exit)),
+            phase => (phase, None),
         };
         Ok(Process {
             child: pidfd::is_child(pidfd.as_fd()),
@@ -76,10 +82,10 @@ impl Process {
             pidfd,
             joins: record.joins && !entered,
             helper: None,
-            phase: record.phase,
+            phase,
             channel: record.channel.map(|place| fds.get(place)).transpose()?,
             report,
-            output: record.output.map(|output| fds.output(&output)).transpose()?,
+            output,
             exit,
             drained: false,
             collecting: None,

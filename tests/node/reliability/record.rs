@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use podwright::cri::wire as cri;
+
 use super::{CREATED, EXITED, RUNNING, alive, counter, go, until};
 use crate::harness::{Daemon, hierarchies, pod, script};
 
@@ -45,7 +47,7 @@ fn tear(path: &Path) {
 async fn what_is_damaged_shows_it_and_goes_and_the_rest_works() {
     let mut daemon = Daemon::start().await;
     let mut pods = Vec::new();
-    for name in ["torn-pod", "torn-container", "torn-exit", "no-upper", "no-cgroup", "sound"] {
+    for name in ["torn-pod", "torn-container", "torn-exit", "no-upper", "no-cgroup", "sound", "torn-all"] {
         pods.push(daemon.run_pod(pod(name)).await);
     }
     let mut containers = Vec::new();
@@ -60,6 +62,9 @@ async fn what_is_damaged_shows_it_and_goes_and_the_rest_works() {
     let files = |id: &str| root.join("containers").join(id);
     tear(&root.join("pods").join(&pods[0].0).join("pod.json"));
     tear(&files(&containers[1]).join("container.json"));
+    for name in ["container.json", "config.json"] {
+        tear(&files(&containers[6]).join(name));
+    }
     tear(&files(&containers[2]).join("exit.json"));
     std::fs::remove_dir_all(files(&containers[3]).join("upper")).unwrap();
     for mount in hierarchies() {
@@ -72,8 +77,13 @@ async fn what_is_damaged_shows_it_and_goes_and_the_rest_works() {
     daemon.start_again().await;
 
     assert!(!daemon.pod_ready(&pods[0].0).await);
-    let status = daemon.status(&containers[1]).await;
-    assert!(status.message.contains("container.json is damaged"), "{status:?}");
+    for (torn, name) in [(&containers[1], "main"), (&containers[6], containers[6].as_str())] {
+        let status = daemon.status(torn).await;
+        assert!(status.message.contains("container.json is damaged"), "{status:?}");
+        // BEHAVIOUR 4.
+        assert_eq!(status.metadata.unwrap().name, name);
+        assert!(!status.image.unwrap().image.is_empty() && !status.image_ref.is_empty());
+    }
     let status = daemon.status(&containers[2]).await;
     assert_eq!((status.state, status.reason.as_str()), (EXITED, "ContainerStatusUnknown"));
     assert!(status.message.contains("exit.json is damaged"), "{status:?}");
@@ -81,14 +91,14 @@ async fn what_is_damaged_shows_it_and_goes_and_the_rest_works() {
     assert_eq!(daemon.exec(&containers[5], &["true"]).await.unwrap().exit_code, 0);
     // The pod whose cgroup vanished cannot run another container, and says so; it can be removed.
     let _ = daemon.create(&pods[4], script("another", "true")).await;
-    for id in [&containers[1], &containers[3]] {
-        daemon.stop_container(id).await;
-        daemon.remove_container(id).await;
-    }
+    daemon.stop_container(&containers[3]).await;
+    daemon.remove_container(&containers[3]).await;
     assert!(!alive(torn_pid), "a container that nobody knows does not run on");
     for pod in &pods {
         daemon.remove_pod(&pod.0).await.expect("every pod can be removed");
     }
+    let left = daemon.runtime().list_containers(cri::ListContainersRequest::default()).await;
+    assert_eq!(left.unwrap().into_inner().containers, [], "a pod takes its containers along");
     let sound = daemon.run_pod(pod("sound-too")).await;
     let (status, _) = daemon.outcome(&sound, script("works", "exit 2")).await;
     assert_eq!(status.exit_code, 2);
