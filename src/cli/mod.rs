@@ -58,6 +58,9 @@ enum Verb {
     Pull(pull::Pull),
     /// Stop and remove pods or containers
     Rm(rm::Rm),
+    /// What the daemon starts to open volumes that may hang
+    #[command(hide = true)]
+    OpenVolumes,
 }
 
 /// Runs the verb of this process's arguments. Errors are printed as `podwright: SENTENCE`.
@@ -86,6 +89,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Images(verb) => verb.run(),
         Verb::Pull(verb) => verb.run(),
         Verb::Rm(verb) => verb.run(),
+        Verb::OpenVolumes => crate::container::volumes::serve(),
     }
 }
 

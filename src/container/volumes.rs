@@ -1,18 +1,23 @@
 //! Volumes: host paths as detached mounts (BEHAVIOUR 27).
 //!
-//! Touching a host path can hang for ever on a dead network mount, so it is done on a thread that
-//! the call does not wait for longer than the configured limit (PEERS 2).
+//! Touching a host path can hang for ever on a dead network mount, and a thread that hangs cannot be
+//! ended (PEERS 2). So a path is first looked up in what the kernel has in memory, which never waits;
+//! what is not there, or is missing, is opened by a process that can be killed: see `opener`.
+
+mod opener;
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, fstat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+pub use self::opener::serve;
 use crate::container::spec::{Mount, Propagation};
-use crate::error::{Kind, Step};
+use crate::error::Step;
 use crate::sys::mount::{MOUNT_ATTR_RDONLY, MountAttr, set_attributes};
 use crate::{Error, Result};
 
@@ -28,42 +33,65 @@ pub fn label(mount: &Mount) -> String {
     format!("volume {} (hostPath {})", mount.container_path, mount.host_path)
 }
 
-/// Opens each mount, in order.
+/// Opens each mount; the result has their order. DEADLINE_EXCEEDED names the one that did not answer.
 pub async fn open_all(mounts: Vec<Mount>, limit: Duration) -> Result<Vec<Volume>> {
-    if mounts.is_empty() {
-        return Ok(Vec::new());
+    let mut volumes: Vec<Option<Volume>> = Vec::with_capacity(mounts.len());
+    let mut slow = Vec::new();
+    for mount in mounts {
+        let found = open_cached(&mount)?;
+        if found.is_none() {
+            slow.push(mount);
+        }
+        volumes.push(found);
     }
-    let names = mounts.iter().map(|m| m.host_path.as_str()).collect::<Vec<_>>().join(", ");
-    let work = tokio::task::spawn_blocking(move || mounts.iter().map(open).collect::<Result<Vec<_>>>());
-    match tokio::time::timeout(limit, work).await {
-        Ok(Ok(volumes)) => volumes,
-        Ok(Err(e)) => Err(Error::internal(format!("opening the volumes: {e}"))),
-        Err(_) => Err(Error::new(
-            Kind::DeadlineExceeded,
-            format!("opening the volumes: one of {names} did not answer within {} s", limit.as_secs()),
-        )),
+    let mut slow = if slow.is_empty() { Vec::new() } else { opener::open(slow, limit).await? }.into_iter();
+    let volumes = volumes.into_iter().map(|volume| volume.or_else(|| slow.next()));
+    volumes.collect::<Option<_>>().ok_or_else(|| Error::internal("a volume was not opened"))
+}
+
+/// Without waiting for any file system. None: it is not known whether that would do.
+fn open_cached(mount: &Mount) -> Result<Option<Volume>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match openat2(CWD, &mount.host_path, flags, Mode::empty(), ResolveFlags::CACHED) {
+        Ok(path) => clone(mount, &path).map(Some),
+        // Whatever it is, who waits learns it.
+        Err(_) => Ok(None),
     }
 }
 
-/// Clones the tree at the host path and sets its flags and propagation. A missing source is made,
-/// as a directory.
+/// As long as it takes. A missing source is made, as a directory.
 pub fn open(mount: &Mount) -> Result<Volume> {
-    let label = label(mount);
-    let step = || format!("mounting {label}");
-    let path = Path::new(&mount.host_path);
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = match open_tree(CWD, path, flags) {
-        Err(rustix::io::Errno::NOENT) => {
-            fs::create_dir_all(path).step(|| format!("{}: making the missing source", step()))?;
-            open_tree(CWD, path, flags)
+    let step = || format!("mounting {}", label(mount));
+    let look = || {
+        let path = rustix::fs::open(&mount.host_path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        // Where an automount or a dead server is, here is where it shows.
+        statx(&path, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+        Ok(path)
+    };
+    let path = match look() {
+        Err(Errno::NOENT) => {
+            fs::create_dir_all(&mount.host_path).step(|| format!("{}: making the missing source", step()))?;
+            look()
         }
         other => other,
     }
     .step(step)?;
-    let stat = fstat(&tree).step(step)?;
-    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    if mount.propagation == Propagation::Bidirectional && !is_shared(&tree, path)? {
+    clone(mount, &path)
+}
+
+/// Clones the tree at `path` and sets its flags and propagation. Touches mounts only, no file system.
+fn clone(mount: &Mount, path: &OwnedFd) -> Result<Volume> {
+    let label = label(mount);
+    let step = || format!("mounting {label}");
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(path, "", flags).step(step)?;
+    let in_memory = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(path, "", in_memory, StatxFlags::TYPE | StatxFlags::MNT_ID).step(step)?;
+    let directory = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+    if mount.propagation == Propagation::Bidirectional && !is_shared(stat.stx_mnt_id).step(step)? {
         return Err(Error::invalid(format!(
             "{}: bidirectional propagation needs a source that is on a shared mount",
             step()
@@ -82,16 +110,11 @@ pub fn open(mount: &Mount) -> Result<Volume> {
     Ok(Volume { mount: tree, directory, label })
 }
 
-/// Whether the mount that holds `path` is shared: "shared:N" among the optional fields of its
-/// line in mountinfo (proc_pid_mountinfo(5)), found by the mount's ID.
-fn is_shared(tree: &OwnedFd, path: &Path) -> Result<bool> {
-    // The clone has an ID of its own; the source's is asked by path.
-    let _ = tree;
-    let flags = rustix::fs::AtFlags::empty();
-    let step = || format!("reading the mount of {}", path.display());
-    let statx = rustix::fs::statx(CWD, path, flags, rustix::fs::StatxFlags::MNT_ID).step(step)?;
-    let table = fs::read_to_string("/proc/self/mountinfo").step(step)?;
-    let id = statx.stx_mnt_id.to_string();
+/// Whether a mount is shared: "shared:N" among the optional fields of its line in mountinfo
+/// (proc_pid_mountinfo(5)).
+fn is_shared(mount_id: u64) -> std::io::Result<bool> {
+    let table = fs::read_to_string(Path::new("/proc/self/mountinfo"))?;
+    let id = mount_id.to_string();
     Ok(table.lines().any(|line| {
         let mut fields = line.split(' ');
         fields.next() == Some(&id)

@@ -136,30 +136,48 @@ async fn a_container_that_misuses_its_stdout_disturbs_no_other() {
     daemon.finish().await;
 }
 
-/// Answers as CNI wants, but hangs for a pod named `hung` while the flag is there.
+/// Answers as CNI wants, but hangs for pods whose names begin with `hung` while the flag is there;
+/// then fails for those that are to. Writes down what it was asked.
 const PLUGIN: &str = r#"#!/bin/sh
 cat > /dev/null
 case "$CNI_COMMAND" in
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'; exit 0 ;;
 esac
-case "$CNI_ARGS" in
-*K8S_POD_NAME=hung*) while [ -e FLAG ]; do sleep 0.05; done ;;
+name=${CNI_ARGS##*K8S_POD_NAME=}; name=${name%%;*}
+echo "$CNI_COMMAND $name" >> DIRECTORY/calls
+case "$CNI_COMMAND $name" in
+ADD\ hung*) while [ -e DIRECTORY/hang ]; do sleep 0.05; done ;;
 esac
-[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"10.9.8.7/24"}]}'
+case "$CNI_COMMAND $name" in
+ADD\ *failed) echo '{"cniVersion":"1.0.0","code":100,"msg":"as it was told"}'; exit 1 ;;
+ADD\ *) echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"10.9.8.7/24"}]}' ;;
+esac
 exit 0
 "#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hung_cni_plugin_holds_up_nobody_else() {
-    let cni = tempfile::tempdir().unwrap();
-    let flag = cni.path().join("hang");
+/// Where the plugin is, the flag that makes it hang, and the configuration that uses it.
+pub struct Plugin {
+    pub directory: tempfile::TempDir,
+    pub flag: std::path::PathBuf,
+    pub extra: String,
+}
+
+pub fn plugin() -> Plugin {
+    let directory = tempfile::tempdir().unwrap();
+    let flag = directory.path().join("hang");
     std::fs::write(&flag, "").unwrap();
-    let plugin = cni.path().join("pwtest");
-    std::fs::write(&plugin, PLUGIN.replace("FLAG", &flag.to_string_lossy())).unwrap();
+    let plugin = directory.path().join("pwtest");
+    std::fs::write(&plugin, PLUGIN.replace("DIRECTORY", &directory.path().to_string_lossy())).unwrap();
     std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
     let list = r#"{"cniVersion":"1.0.0","name":"pwtest","plugins":[{"type":"pwtest"}]}"#;
-    std::fs::write(cni.path().join("10-test.conflist"), list).unwrap();
-    let extra = format!("mode = \"cni\"\ncni_conf_dir = {0:?}\ncni_bin_dirs = [{0:?}]", cni.path());
+    std::fs::write(directory.path().join("10-test.conflist"), list).unwrap();
+    let extra = format!("mode = \"cni\"\ncni_conf_dir = {0:?}\ncni_bin_dirs = [{0:?}]", directory.path());
+    Plugin { directory, flag, extra }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_cni_plugin_holds_up_nobody_else() {
+    let Plugin { directory: _directory, flag, extra } = plugin();
     let daemon = Arc::new(Daemon::start_with(&extra).await);
     let hung = tokio::spawn({
         let daemon = Arc::clone(&daemon);

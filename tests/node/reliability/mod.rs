@@ -3,6 +3,7 @@
 mod churn;
 mod death;
 mod extremes;
+mod hang;
 mod random;
 mod record;
 
