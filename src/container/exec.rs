@@ -12,9 +12,10 @@ use tokio::net::unix::pipe;
 
 use crate::cgroup::{Cgroup, Entry};
 use crate::container::compile::{FdList, identity_steps, rlimit};
-use crate::container::{Container, Phase, process_env};
+use crate::container::{Container, Phase, exposure, process_env};
 use crate::error::{Kind, Step as _};
 use crate::keeper::client::{Process, Role, Spawn};
+use crate::keeper::filter::{self, Loading};
 use crate::keeper::plan::{Bytes, CgroupEntry, Exec, PidNamespace, Program, SpawnPlan, Step};
 use crate::node::{Node, record, table};
 use crate::security::seccomp::{self, Filter};
@@ -55,8 +56,6 @@ impl Template {
                 hard: limit.hard(),
             });
         }
-        // The keeper's own value is no container's business.
-        limits.extend(process.oom_score_adj().map(Step::OomScoreAdj));
         Ok(Self {
             env,
             cwd: process.cwd().to_string_lossy().into_owned(),
@@ -64,6 +63,13 @@ impl Template {
             identity: identity_steps(process),
             seccomp,
         })
+    }
+
+    /// Whether a process that joins the container's PID namespace has its filter only later on.
+    pub fn loads_in_sight(&self, terminal: bool) -> bool {
+        // Whether capset is allowed makes no difference to that.
+        let last = |f: &Filter| filter::loading(&f.program, terminal, false) == Loading::Last;
+        self.seccomp.as_ref().is_some_and(last)
     }
 
     /// From the Spec on disk, after a restart of the daemon.
@@ -79,7 +85,14 @@ impl Template {
     }
 
     /// Enters the container by its pidfd and becomes what its main process is.
-    fn plan(&self, pidfd: &Arc<OwnedFd>, argv: &[String], entry: Entry, stdio: [Arc<OwnedFd>; 3]) -> Plan {
+    fn plan(
+        &self,
+        pidfd: &Arc<OwnedFd>,
+        argv: &[String],
+        entry: Entry,
+        oom: i64,
+        stdio: [Arc<OwnedFd>; 3],
+    ) -> Plan {
         let mut fds = FdList::default();
         let target = fds.push(Arc::clone(pidfd));
         let namespaces = libc::CLONE_NEWNS
@@ -89,6 +102,8 @@ impl Template {
             | libc::CLONE_NEWCGROUP;
         let mut steps = vec![Step::Reset];
         steps.extend(self.limits.iter().cloned());
+        // As it is now; and the keeper's own value is no container's business.
+        steps.push(Step::OomScoreAdj(oom.clamp(-1000, 1000) as i32));
         let cwd = self.cwd.clone().into_bytes();
         steps.push(Step::WorkingDirectory { path: cwd, create: false });
         steps.extend(self.identity.iter().cloned());
@@ -190,7 +205,7 @@ async fn run(
 }
 
 /// What every exec of the container is made of.
-fn template(node: &Node, container: &Container) -> Result<Arc<Template>> {
+pub fn template(node: &Node, container: &Container) -> Result<Arc<Template>> {
     if let Some(template) = container.exec.get() {
         return Ok(Arc::clone(template));
     }
@@ -223,8 +238,12 @@ impl Guard {
         stdio: [Arc<OwnedFd>; 3],
     ) -> Result<Process> {
         let template = template(&self.node, container)?;
+        if template.loads_in_sight(false) {
+            exposure::refuse_if_traced(&self.node, container)?;
+        }
         let entry = self.cgroup.as_ref().map(|c| self.node.cgroups.entry(c)).transpose()?.unwrap_or_default();
-        let Plan { plan, fds } = template.plan(&main.pidfd, argv, entry, stdio);
+        let Plan { plan, fds } =
+            template.plan(&main.pidfd, argv, entry, container.resources().oom_score_adj, stdio);
         let spawn = Spawn { id: self.id.clone(), plan, fds, role: Role::Exec };
         let process = self.node.keeper.spawn(spawn).await;
         let process = process.step(|| format!("exec in container {}", container.id))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::container::{Container, Phase, end};
+use crate::container::{Container, Phase, end, exec, exposure};
 use crate::node::Node;
 use crate::pod::events::EventKind;
 use crate::{Error, Result};
@@ -22,6 +22,11 @@ async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
         Phase::Created(process) => process,
         other => return Err(refusal(&container.id, &other)),
     };
+    if exposure::joins(container)
+        && exec::template(node, container)?.loads_in_sight(container.record.spec.tty)
+    {
+        exposure::refuse_if_traced(node, container)?;
+    }
     match node.keeper.start(&container.id).await {
         Ok((process, started_at)) => {
             container.set_phase(Phase::Running { process: process.clone(), started_at });

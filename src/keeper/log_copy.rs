@@ -26,6 +26,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 use super::log_format::{self, LINE_LIMIT, Prefix};
 use super::log_note::{Batch, StreamNote, Target};
 use crate::sys::log_pipe::read_noted;
+use crate::sys::wiping::Unforked;
 
 /// Bytes of a pipe in one batch at most: what an ordinary pipe holds, and what a tee into one can.
 const BATCH: usize = 64 * 1024;
@@ -51,18 +52,19 @@ impl From<Errno> for Stalled {
     }
 }
 
-/// The memory of all copying: one a thread.
+/// The memory of all copying: one a thread. Containers' children of ours have no copy of it.
 pub struct Copier {
     /// A carry ends and a pipe's bytes begin at [`LINE_LIMIT`].
-    text: Vec<u8>,
-    out: Vec<u8>,
+    text: Unforked,
+    out: Unforked,
     private: (OwnedFd, OwnedFd),
 }
 
 impl Copier {
     pub fn new() -> rustix::io::Result<Self> {
         let private = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        Ok(Self { text: vec![0; LINE_LIMIT + BATCH], out: Vec::new(), private })
+        let text = Unforked::zeroed(LINE_LIMIT + BATCH)?;
+        Ok(Self { text, out: Unforked::with_capacity(log_format::OUT_CAPACITY)?, private })
     }
 
     /// Copies what is in the pipe, one batch at most. No batch may be noted.

@@ -16,6 +16,7 @@
 //! is left of a text can be put before the bytes that follow, and the result is that of the whole.
 
 use super::note::Stream;
+use crate::sys::wiping::Unforked;
 
 /// Bytes of text in one line of the log at most.
 pub const LINE_LIMIT: usize = 16 * 1024;
@@ -23,6 +24,8 @@ pub const LINE_LIMIT: usize = 16 * 1024;
 /// Formatting stops after the line that reaches this many bytes: 64 KiB of empty lines would
 /// otherwise become 2.6 MiB.
 const OUT_LIMIT: usize = 256 * 1024;
+/// Room for that line, and for one that is split for want of a place to carry it.
+pub const OUT_CAPACITY: usize = OUT_LIMIT + 2 * (LINE_LIMIT + PREFIX_LENGTH + 1);
 
 const TIMESTAMP_LENGTH: usize = 30;
 /// Timestamp, ` stdout `, tag, space.
@@ -59,7 +62,7 @@ pub struct Formatted {
 }
 
 /// Appends the lines of `text` to `out`. An unfinished line at the end is left, unless `flush`.
-pub fn format(prefix: &Prefix, text: &[u8], flush: bool, out: &mut Vec<u8>) -> Formatted {
+pub fn format(prefix: &Prefix, text: &[u8], flush: bool, out: &mut Unforked) -> Formatted {
     let mut used = 0;
     while out.len() < OUT_LIMIT {
         let rest = &text[used..];
@@ -133,9 +136,9 @@ mod tests {
         let mut out = Vec::new();
         let mut used = 0;
         loop {
-            let mut part = Vec::new();
+            let mut part = Unforked::with_capacity(OUT_CAPACITY).unwrap();
             let formatted = format(&Prefix::new(Stream::Stdout, AT), &text[used..], flush, &mut part);
-            out.extend(part);
+            out.extend_from_slice(&part);
             used += formatted.used;
             if !formatted.full {
                 return (out, used);
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_empty_lines_is_bounded() {
-        let mut out = Vec::new();
+        let mut out = Unforked::with_capacity(OUT_CAPACITY).unwrap();
         let formatted = format(&Prefix::new(Stream::Stderr, AT), &[b'\n'; 65_536], false, &mut out);
         assert!(formatted.full && formatted.used < 65_536 && out.len() < OUT_LIMIT + 100);
     }

@@ -6,6 +6,7 @@
 mod child;
 pub mod client;
 mod control;
+pub mod filter;
 mod init;
 pub mod log;
 mod log_copy;

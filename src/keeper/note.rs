@@ -8,12 +8,15 @@
 //!    8  failure: set u32, stage u32, step u32, errno i32
 //!   24  started_at u64 (ns since the epoch; 0: not started)
 //!   32  exit: set u32, kind u32, value u32, log is whole u32, finished_at u64
+//!   64  the errno that keeps the log from being written, u32 (0: nothing does)
 //! 1024  the log copier's area for stdout (512 bytes; laid out by log_note.rs)
 //! 1536  its area for stderr
 //! ```
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -27,6 +30,7 @@ const VERSION: u32 = 1;
 const FAILURE: usize = 8;
 const STARTED_AT: usize = 24;
 const EXIT: usize = 32;
+const STALLED: usize = 64;
 
 /// Where the log copier's areas are, by [`Stream`].
 pub const STREAM_AREA: [usize; 2] = [1024, 1536];
@@ -36,6 +40,14 @@ pub const STREAM_AREA_LENGTH: usize = 512;
 pub enum Stream {
     Stdout = 0,
     Stderr = 1,
+}
+
+/// The errno that keeps a container's log from being written, by its note's path and without mapping
+/// it. A few microseconds; None also where there is no note.
+pub fn stalled_in(path: &Path) -> Option<i32> {
+    let mut errno = [0; 4];
+    std::fs::File::open(path).ok()?.read_exact_at(&mut errno, STALLED as u64).ok()?;
+    Some(i32::from_ne_bytes(errno)).filter(|errno| *errno != 0)
 }
 
 /// A container's note, mapped.
@@ -49,6 +61,8 @@ impl NotePage {
     /// Maps the note in `file`; an empty file becomes an empty note. InvalidData: it is none of ours.
     pub fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
         let pages = SharedPages::map(file, 1)?;
+        // In sight of another container a child could be made to write there.
+        pages.dont_fork(0)?;
         match (pages.u32(0).load(Acquire), pages.u32(4).load(Relaxed)) {
             (0, _) => {
                 pages.u32(4).store(VERSION, Relaxed);
@@ -117,6 +131,11 @@ impl NotePage {
 
     pub fn set_log_whole(&self) {
         self.pages.u32(EXIT + 12).store(1, Release);
+    }
+
+    /// The errno with which the log cannot be written, as its copier has it: [`stalled_in`] tells.
+    pub fn set_stalled(&self, errno: Option<i32>) {
+        self.pages.u32(STALLED).store(errno.unwrap_or_default() as u32, Relaxed);
     }
 
     /// A word of a stream's area; `offset` counts from the area's start.

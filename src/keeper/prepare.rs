@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use super::filter::{self, Filter, Loading};
 use super::plan::{Bytes, DeviceKind, Fd, Identity, PidNamespace, Program, SpawnPlan, Step};
 use super::report::Report;
 use crate::sys::clone::{CLONE_NEWPID, Strings};
@@ -24,10 +25,11 @@ pub struct Prepared<'a> {
     pub terminal: bool,
     pub steps: Vec<Action<'a>>,
     pub park: bool,
-    /// Instructions and SECCOMP_FILTER_FLAG_*.
-    pub seccomp: Option<(Bytes, u32)>,
-    /// CAP_SYS_ADMIN must stay effective until execve, for the filter.
+    pub filter: Option<Filter>,
+    /// CAP_SYS_ADMIN must stay effective after the identity, for the filter.
     pub keeps_admin: bool,
+    /// The identity's effective, permitted and inheritable sets, for who has to drop that.
+    pub capabilities: Option<[u64; 3]>,
     pub program: Executable<'a>,
     pub argv: Strings,
     pub envp: Strings,
@@ -206,6 +208,10 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
     let cgroup = plan.cgroup.unified.map(|fd| fds.get(fd)).transpose()?;
     let [a, b, c] = plan.stdio;
     let stdio = [fds.kept(a)?, fds.kept(b)?, fds.kept(c)?];
+    let capabilities = plan.steps.iter().find_map(|step| match step {
+        Step::Identity(identity) => Some([identity.effective, identity.permitted, identity.inheritable]),
+        _ => None,
+    });
     let steps = plan.steps.into_iter().map(|step| action(step, &mut fds)).collect::<Result<_>>()?;
     let program = match plan.exec.program {
         Program::Search(list) if list.is_empty() => return Err(Invalid("no program to execute".into())),
@@ -218,6 +224,14 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
     if plan.seccomp.as_ref().is_some_and(|program| program.is_empty() || program.len() % 8 != 0) {
         return Err(Invalid("a seccomp program that is not made of 8-byte instructions".into()));
     }
+    let filter = plan.seccomp.map(|program| Filter {
+        loading: match enter {
+            Some(_) => filter::loading(&program, plan.terminal, !no_new_privileges),
+            None => Loading::Last,
+        },
+        program,
+        flags: plan.seccomp_flags,
+    });
     fds.keep.sort_unstable();
     fds.keep.dedup();
     Ok(Prepared {
@@ -231,8 +245,9 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
         terminal: plan.terminal,
         steps,
         park: plan.park,
-        keeps_admin: plan.seccomp.is_some() && !no_new_privileges,
-        seccomp: plan.seccomp.map(|program| (program, plan.seccomp_flags)),
+        keeps_admin: !no_new_privileges && filter.as_ref().is_some_and(|f| f.loading != Loading::Thread),
+        filter,
+        capabilities,
         program,
         argv: strings(plan.exec.argv)?,
         envp: strings(plan.exec.envp)?,

@@ -55,6 +55,12 @@ impl Report {
         self.0.u32(PAGE)
     }
 
+    /// For the keeper, once the child whose report it is has been cloned: others have no business in
+    /// there.
+    pub fn hide_from_children(&self) -> rustix::io::Result<()> {
+        self.0.dont_fork(0)
+    }
+
     pub fn hide_pid_from_children(&self) -> rustix::io::Result<()> {
         self.0.dont_fork(1)
     }

@@ -15,9 +15,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::net::{RecvFlags, SendFlags};
 
+use super::filter::Loading;
 use super::plan::{Failure, Stage};
 use super::prepare::{Action, Executable, Prepared};
 use crate::sys::clone::{self, CLONE_NEWPID, Side};
+use crate::sys::filter_thread::{self, FilterThread};
 use crate::sys::prctl;
 
 /// Sent by a child that stops until it is released.
@@ -53,6 +55,13 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
     for (fd, flags) in &p.join {
         clone::setns(*fd, *flags).at(Stage::Join)?;
     }
+    // A thread of ours must be in the PID namespace that our children come into: ours, so far.
+    let filter_thread = match &p.filter {
+        Some(filter) if filter.loading == Loading::Thread => {
+            Some(filter_thread::start(&filter.program, filter.flags).at(Stage::Seccomp)?)
+        }
+        _ => None,
+    };
     if let Some(namespace) = p.enter {
         clone::setns(namespace, CLONE_NEWPID).at(Stage::Enter)?;
     }
@@ -84,11 +93,11 @@ fn until_exec(p: &Prepared<'_>) -> std::result::Result<std::convert::Infallible,
     }
     // 8. The final process has nothing left to do that another one in there could make use of.
     if p.enter.is_some() {
-        enter(p)?;
+        enter(p, filter_thread)?;
     }
     // 9. Last of all, so that a filter may deny whatever was needed before.
-    if let Some((program, flags)) = &p.seccomp {
-        prctl::load_seccomp(program, *flags).at(Stage::Seccomp)?;
+    if let Some(filter) = p.filter.as_ref().filter(|filter| filter.loading == Loading::Last) {
+        prctl::load_seccomp(&filter.program, filter.flags).at(Stage::Seccomp)?;
     }
     Err(Failure { stage: Stage::Exec, errno: execute(p).raw_os_error() })
 }
@@ -140,13 +149,24 @@ fn released(p: &Prepared<'_>) -> bool {
 }
 
 /// Clones the final process into the PID namespace and ends the helper.
-fn enter(p: &Prepared<'_>) -> std::result::Result<(), Failure> {
+fn enter(p: &Prepared<'_>, thread: Option<FilterThread<'_>>) -> std::result::Result<(), Failure> {
+    // 1. Before a filter that may forbid it.
     p.report.hide_pid_from_children().at(Stage::Enter)?;
+    // 2. The filter, and no privilege beyond it: somebody in there may take the final process over
+    //    as soon as there is one (`filter`).
+    if let Some(thread) = thread {
+        filter_thread::load(thread).at(Stage::Seccomp)?;
+    } else if let Some(filter) = p.filter.as_ref().filter(|filter| filter.loading == Loading::Helper) {
+        prctl::load_seccomp(&filter.program, filter.flags).at(Stage::Seccomp)?;
+        if let Some([effective, permitted, inheritable]) = p.capabilities.filter(|_| p.keeps_admin) {
+            prctl::set_capabilities(effective, permitted, inheritable).at(Stage::Seccomp)?;
+        }
+    }
     match clone::clone_sibling(p.report.pid_word()).at(Stage::Enter)? {
         Side::Helper => clone::exit(0),
         Side::Child => {}
     }
-    // The helper's session ends with the helper; and with it would go the terminal.
+    // 3. The helper's session ends with the helper; and with it would go the terminal.
     rustix::process::setsid().map(drop).at(Stage::Enter)?;
     if p.terminal {
         prctl::controlling_terminal(p.stdio_terminal()).at(Stage::Enter)?;

@@ -178,6 +178,7 @@ impl Control {
                 return Ok(());
             }
         };
+        report.hide_from_children().map_err(internal("hiding the child's report"))?;
         let number = self
             .add_process(Process {
                 id: spawn.id,

@@ -57,6 +57,7 @@ impl Process {
             .map(|place| {
                 let fd = fds.get(place)?;
                 let report = Report::map(fd.as_fd()).map_err(internal("mapping the child's report"))?;
+                report.hide_from_children().map_err(internal("hiding the child's report"))?;
                 Ok((fd, report))
             })
             .transpose()?;
