@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::Result;
 use crate::container::spec::{ContainerSpec, Resources};
 use crate::container::{Container, Phase};
+use crate::error::errno_text;
+use crate::keeper::note;
 use crate::node::Node;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,16 @@ pub struct User {
 
 /// NOT_FOUND if there is none. `id` may be a unique prefix.
 pub fn status(node: &Node, id: &str) -> Result<ContainerStatus> {
-    Ok(of(&*node.containers.find(id)?))
+    let mut status = of(&*node.containers.find(id)?);
+    if matches!(status.state, State::Running | State::Exited)
+        && let Some(errno) = note::stalled_in(&node.layout.container_state(&status.id).join("note"))
+    {
+        // A container that logs waits for its log (BEHAVIOUR 39).
+        let stall = format!("its log {} cannot be written: {}", status.log_path, errno_text(errno));
+        status.message =
+            [status.message, stall].into_iter().filter(|m| !m.is_empty()).collect::<Vec<_>>().join("; ");
+    }
+    Ok(status)
 }
 
 /// The status of a container at hand.

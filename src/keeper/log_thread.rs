@@ -172,6 +172,7 @@ impl LogThread {
         if let Err(stalled) = container.recover(&mut self.copier) {
             return self.stall(id, stalled);
         }
+        container.note.set_stalled(None);
         self.stalled.retain(|other| *other != id);
         if container.stall.take().is_some() {
             self.events.push(Event::Resumed(id));
@@ -188,6 +189,7 @@ impl LogThread {
         let delay = match &container.stall {
             Some(stall) => (stall.delay * 2).min(RETRY_LAST),
             None => {
+                container.note.set_stalled(Some(stalled.0));
                 self.events.push(Event::Stalled(id, stalled.0));
                 self.stalled.push(id);
                 RETRY_FIRST
