@@ -1,6 +1,11 @@
 //! UpdateContainerResources.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::container::Phase;
 use crate::container::spec::Resources;
@@ -22,11 +27,58 @@ pub async fn update(node: &Arc<Node>, id: &str, change: Resources) -> Result<()>
     for warning in node.cgroups.update(&cgroup, &change).await? {
         tracing::warn!(container = container.id, warning, "a limit has no effect on this host");
     }
+    let change_of_score = change.oom_score_adj;
     let merged = merge(container.resources(), change);
     // For status after a restart of the daemon.
     record::write(&node.layout.container(&container.id).join("resources.json"), &merged)?;
     container.set_resources(merged);
+    if let Some(main) = container.process().filter(|_| change_of_score != 0) {
+        let pids = node.cgroups.processes(&cgroup)?;
+        let score = change_of_score.clamp(-1000, 1000);
+        let set = tokio::task::spawn_blocking(move || set_oom_scores(main.pid, &pids, score)).await;
+        if let Ok(Err(error)) = set {
+            tracing::warn!(container = container.id, score, %error, "the OOM score stays as it was");
+        }
+    }
     Ok(())
+}
+
+/// Gives the score to the main process and to what has the same score as that one: what chose
+/// another for itself keeps it. EACCES where the score would be lowered without CAP_SYS_RESOURCE.
+fn set_oom_scores(main: i32, pids: &[i32], score: i64) -> io::Result<()> {
+    // First of all its directory: that stays this process's, whoever gets its number.
+    let main = process_directory(main)?;
+    let former = read(&main)?;
+    write(&main, score)?;
+    for pid in pids {
+        let done = process_directory(*pid)
+            .and_then(|process| if read(&process)? == former { write(&process, score) } else { Ok(()) });
+        match done {
+            // It has ended meanwhile.
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::SRCH)) => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+fn process_directory(pid: i32) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?)
+}
+
+fn read(process: &OwnedFd) -> io::Result<String> {
+    let file = open_score(process, OFlags::RDONLY)?;
+    io::read_to_string(std::fs::File::from(file))
+}
+
+fn write(process: &OwnedFd, score: i64) -> io::Result<()> {
+    rustix::io::write(open_score(process, OFlags::WRONLY)?, score.to_string().as_bytes())?;
+    Ok(())
+}
+
+fn open_score(process: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(process, c"oom_score_adj", flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn merge(mut now: Resources, change: Resources) -> Resources {
