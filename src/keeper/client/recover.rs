@@ -28,6 +28,8 @@ const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 const FIRST_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 /// Keepers that one request may outlive.
 const ATTEMPTS: usize = 16;
+/// How long a dead keeper's children may take to become ours.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Two deaths within this time mean that something is wrong with keepers as such.
 const STABLE: Duration = Duration::from_secs(10);
@@ -337,11 +339,10 @@ impl Shared {
         let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) else { return };
         let _ = ended.readable().await;
         let Some(shared) = shared.upgrade() else { return };
-        // ECHILD: another's child, whose end the keeper learns from the kernel.
-        let status = match pidfd::reap(pidfd.as_fd()) {
-            Ok(Some(pidfd::Ended::Code(code))) => Some(Status::Code(code)),
-            Ok(Some(pidfd::Ended::Signal(signal))) => Some(Status::Signal(signal)),
-            _ => None,
+        let status = match ending(&pidfd).await {
+            Some(pidfd::Ended::Code(code)) => Some(Status::Code(code)),
+            Some(pidfd::Ended::Signal(signal)) => Some(Status::Signal(signal)),
+            None => None,
         };
         let exit = status.map(|status| Exit { status, finished_at: now() });
         {
@@ -360,6 +361,21 @@ impl Shared {
         if let Some(exit) = exit {
             // If the keeper dies before it hears this, the next is given it with the rest.
             let _ = shared.ask_again(&Request::Reaped { id, exit }, &[]).await;
+        }
+    }
+}
+
+/// How a process ended. None: it is another's child, whose end the keeper learns from the kernel.
+///
+/// A keeper that dies loses its connection before its children are given to us, so that ECHILD may
+/// only mean "not yet".
+async fn ending(pidfd: &OwnedFd) -> Option<pidfd::Ended> {
+    let since = Instant::now();
+    loop {
+        match pidfd::reap(pidfd.as_fd()) {
+            Ok(ended) => return ended,
+            Err(_) if since.elapsed() < ADOPTION_LIMIT => tokio::time::sleep(RETRY_PAUSE).await,
+            Err(_) => return None,
         }
     }
 }
