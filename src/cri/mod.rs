@@ -5,6 +5,7 @@
 //! wire. Nothing below this folder knows protobuf, and nothing in it knows the kernel.
 
 mod call_log;
+mod deadline;
 mod decode;
 mod encode;
 mod error;

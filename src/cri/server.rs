@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::cri::call_log::CallLogLayer;
+use crate::cri::deadline::DeadlineLayer;
 use crate::cri::decode::Host;
 use crate::cri::image_service::Images;
 use crate::cri::listener;
@@ -51,6 +52,7 @@ pub async fn serve_on(
         .max_encoding_message_size(MAX_MESSAGE);
     let server = Server::builder()
         .layer(CallLogLayer)
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(images)
         .serve_with_incoming_shutdown(connections(socket), stopped(stopping));
