@@ -513,17 +513,7 @@ mod tests {
         let mut spec = pod::spec::PodSpec::default();
         spec.security.privileged = privileged;
         spec.security.namespaces.network = network;
-        pod::Record {
-            id: "p".into(),
-            spec: Arc::new(spec),
-            created_at: 0,
-            netns: PathBuf::new(),
-            cgroup: None,
-            ips: Vec::new(),
-            complete: true,
-            stopped: false,
-            boot_id: String::new(),
-        }
+        pod::Record { spec: Arc::new(spec), ..pod::fixtures::record() }
     }
 
     #[test]

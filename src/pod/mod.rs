@@ -158,3 +158,23 @@ pub fn boot_id() -> crate::Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     Ok(std::fs::read_to_string(path).step(|| format!("reading {path}"))?.trim().to_owned())
 }
+
+/// A record as tests need one.
+#[cfg(test)]
+pub mod fixtures {
+    use super::*;
+
+    pub fn record() -> Record {
+        Record {
+            id: "p".into(),
+            spec: Arc::default(),
+            created_at: 0,
+            netns: "/run/netns/p".into(),
+            cgroup: None,
+            ips: Vec::new(),
+            complete: true,
+            stopped: false,
+            boot_id: String::new(),
+        }
+    }
+}

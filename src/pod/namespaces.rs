@@ -135,20 +135,7 @@ fn bring_home(foreign: OwnedFd, scratch: &Path) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record() -> Record {
-        Record {
-            id: "p".into(),
-            spec: Arc::default(),
-            created_at: 0,
-            netns: "/run/netns/p".into(),
-            cgroup: None,
-            ips: Vec::new(),
-            complete: true,
-            stopped: false,
-            boot_id: String::new(),
-        }
-    }
+    use crate::pod::fixtures::record;
 
     #[test]
     fn what_was_held_comes_back_under_its_names() {
