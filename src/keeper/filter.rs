@@ -36,7 +36,7 @@ pub struct Filter {
 pub fn loading(program: &[u8], terminal: bool, capset: bool) -> Loading {
     let mut calls = vec![(libc::SYS_clone, [SIBLING_FLAGS, 0, 0, 0, 0, 0]), (libc::SYS_setsid, [0; 6])];
     if terminal {
-        calls.push((libc::SYS_ioctl, [0, libc::TIOCSCTTY as u64, 0, 0, 0, 0]));
+        calls.push((libc::SYS_ioctl, [0, libc::TIOCSCTTY, 0, 0, 0, 0]));
     }
     if !calls.iter().all(|(number, arguments)| permits(program, *number, arguments)) {
         return Loading::Last;

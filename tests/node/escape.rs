@@ -3,20 +3,7 @@
 use podwright::cri::wire as cri;
 use tonic::Code;
 
-use crate::harness::{Daemon, context, pod, read_log, script, text};
-
-fn add(capabilities: &[&str]) -> Option<cri::Capability> {
-    let add_capabilities = capabilities.iter().map(|c| (*c).to_owned()).collect();
-    Some(cri::Capability { add_capabilities, ..Default::default() })
-}
-
-fn mount(container_path: &str, host_path: &std::path::Path) -> cri::Mount {
-    cri::Mount {
-        container_path: container_path.into(),
-        host_path: host_path.to_str().unwrap().into(),
-        ..Default::default()
-    }
-}
+use crate::harness::{Daemon, add_capabilities, context, mount, pod, read_log, script, text};
 
 /// CVE-2019-5736: a program that is `/proc/self/exe` gets the runtime's own file to write to.
 #[tokio::test(flavor = "multi_thread")]
@@ -42,7 +29,7 @@ async fn cve_2019_5736_the_runtime_is_no_file_to_write_to() {
          case \"$(readlink $p/exe)\" in */busybox|'') ;; *) echo found $p $(readlink $p/exe); \
          { echo overwritten > $p/exe; } 2>/dev/null && echo wrote $p; esac; done; done",
     );
-    context(&mut attacker).capabilities = add(&["SYS_PTRACE"]);
+    add_capabilities(&mut attacker, &["SYS_PTRACE"]);
     let options = context(&mut attacker).namespace_options.as_mut().unwrap();
     (options.pid, options.target_id) = (cri::NamespaceMode::Target as i32, main.clone());
     let attacker = daemon.run(&pod, attacker).await;
@@ -102,6 +89,8 @@ async fn cve_2021_30465_mount_targets_stay_inside() {
         std::fs::create_dir_all(path).unwrap();
     }
     std::fs::write(data.join("mark"), "").unwrap();
+    // A name that nobody else gives anything on this machine.
+    let placed = daemon.dir.path().file_name().unwrap().to_str().unwrap().replace("test", "placed");
     symlink("/", dir.join("root")).unwrap();
     symlink(&outside, dir.join("absolute")).unwrap();
     symlink("../../../../../../../../tmp", dir.join("relative")).unwrap();
@@ -109,8 +98,8 @@ async fn cve_2021_30465_mount_targets_stay_inside() {
     for (name, target) in [
         ("absolute", "/volume/absolute"),
         ("absolute-below", "/volume/absolute/new/er"),
-        ("relative", "/volume/relative/new"),
-        ("root", "/volume/root/placed"),
+        ("relative", &format!("/volume/relative/{placed}")),
+        ("root", &format!("/volume/root/{placed}")),
         ("proc", "/volume/proc/self"),
         ("proc-sys", "/volume/proc/sys"),
         ("real-proc", "/proc/1/attr"),
@@ -128,7 +117,9 @@ async fn cve_2021_30465_mount_targets_stay_inside() {
         }
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "something was made outside");
-    assert!(!std::path::Path::new("/placed").exists() && !std::path::Path::new("/tmp/new").exists());
+    for directory in ["/", "/tmp"] {
+        assert!(!std::path::Path::new(directory).join(&placed).exists(), "made in the node's {directory}");
+    }
     daemon.finish().await;
 }
 
@@ -175,11 +166,102 @@ async fn cve_2025_31133_masks_cover_what_they_name() {
         "for f in $(find /sys/fs/cgroup -type f 2>/dev/null); do { echo 1 > $f; } 2>/dev/null && echo wrote $f; done; \
          find /sys/fs/cgroup -type d | while read d; do mkdir $d/x 2>/dev/null && echo made $d/x; done; cat /proc/self/cgroup",
     );
-    context(&mut config).capabilities = add(&["NET_ADMIN", "DAC_OVERRIDE"]);
+    add_capabilities(&mut config, &["NET_ADMIN", "DAC_OVERRIDE"]);
     let (_, lines) = daemon.outcome(&pod, config).await;
     let lines = text(&lines);
     assert!(!lines.contains("wrote") && !lines.contains("made"), "{lines}");
     assert!(lines.lines().all(|l| l.ends_with(":/")), "the cgroup namespace hides the host's names: {lines}");
+    daemon.finish().await;
+}
+
+/// CVE-2025-52565: a terminal's /dev/console is bound over a path that the container's files choose.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2025_52565_the_console_stays_inside() {
+    use std::os::unix::fs::symlink;
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("console")).await;
+    let core = || std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let before = core();
+    let victim = daemon.dir.path().join("victim");
+    std::fs::write(&victim, "untouched").unwrap();
+    for (name, target) in [
+        ("procfs", "/proc/sys/kernel/core_pattern"),
+        ("trigger", "/proc/sysrq-trigger"),
+        ("relative", "../../../../../../../../proc/sys/kernel/core_pattern"),
+        ("outside", victim.to_str().unwrap()),
+        ("passwd", "/etc/passwd"),
+    ] {
+        let dev = daemon.dir.path().join(name);
+        std::fs::create_dir_all(dev.join("pts")).unwrap();
+        std::fs::create_dir_all(dev.join("shm")).unwrap();
+        symlink(target, dev.join("console")).unwrap();
+        // Masks and the like come after it: who had a core_pattern to write to would write now.
+        let mut config = script(
+            name,
+            "{ echo '|/evil' > /proc/sys/kernel/core_pattern; } 2>/dev/null; echo evil > /dev/console; true",
+        );
+        config.tty = true;
+        config.mounts = vec![mount("/dev", &dev)];
+        context(&mut config).readonly_paths = vec!["/proc/sys".into(), "/proc/sysrq-trigger".into()];
+        if let Ok(id) = daemon.create(&pod, config).await {
+            let _ = daemon.start_container(&id).await;
+            daemon.wait(&id).await;
+            daemon.remove(&id).await.unwrap();
+        }
+        assert_eq!(core(), before, "{name}");
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched", "{name}");
+    }
+    daemon.finish().await;
+}
+
+/// CVE-2025-52881, CVE-2019-16884: what is written for a container through procfs must not land in
+/// something that it has put over procfs.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2025_52881_nothing_is_written_through_a_false_procfs() {
+    use std::os::unix::fs::symlink;
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("procfs")).await;
+    let fake = daemon.dir.path().join("fake");
+    std::fs::create_dir_all(fake.join("self/attr")).unwrap();
+    std::fs::create_dir_all(fake.join("sys/kernel")).unwrap();
+    let victim = daemon.dir.path().join("victim");
+    for path in [victim.clone(), fake.join("self/oom_score_adj"), fake.join("self/attr/exec")] {
+        std::fs::write(path, "untouched").unwrap();
+    }
+    symlink(&victim, fake.join("sys/kernel/shm_rmid_forced")).unwrap();
+    for target in ["/proc", "/proc/self", "/proc/sys", "/proc/thread-self/attr", "/proc/1", "/proc/../proc"] {
+        let mut config = script("over", "true");
+        config.mounts = vec![mount(target, &fake)];
+        config.linux.as_mut().unwrap().resources =
+            Some(cri::LinuxContainerResources { oom_score_adj: 555, ..Default::default() });
+        // Refused, or it has the score that was asked for and the false file has not.
+        match daemon.create(&pod, config).await {
+            Err(error) => assert!(error.message().contains("proc"), "{target}: {error}"),
+            Ok(id) => {
+                let adj =
+                    std::fs::read_to_string(format!("/proc/{}/oom_score_adj", daemon.pid_of(&id).await));
+                assert_eq!(adj.unwrap().trim(), "555", "{target}");
+                daemon.remove(&id).await.unwrap();
+            }
+        }
+    }
+    for path in [victim, fake.join("self/oom_score_adj"), fake.join("self/attr/exec")] {
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "untouched", "{}", path.display());
+    }
+    daemon.finish().await;
+}
+
+/// CVE-2022-23648: the image's VOLUMEs, some of which lead out of it (`layout`), bring nothing of
+/// the node in.
+#[tokio::test(flavor = "multi_thread")]
+async fn cve_2022_23648_volumes_of_an_image_bring_nothing_in() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("volumes")).await;
+    let (_, lines) =
+        daemon.outcome(&pod, script("main", "ls /etc /volume /up 2>/dev/null; ls -d /usr /boot")).await;
+    let out = text(&lines);
+    let own = ["passwd", "group", "hosts", "hostname", "resolv.conf", "/etc:", "/volume:", "/up:", ""];
+    assert!(out.lines().all(|line| own.contains(&line)), "{out}");
     daemon.finish().await;
 }
 

@@ -3,15 +3,7 @@
 use podwright::cri::wire as cri;
 use tonic::Code;
 
-use crate::harness::{Daemon, context, nsenter, pod, script, text};
-
-fn mount(container_path: &str, host_path: &std::path::Path) -> cri::Mount {
-    cri::Mount {
-        container_path: container_path.into(),
-        host_path: host_path.to_str().unwrap().into(),
-        ..Default::default()
-    }
-}
+use crate::harness::{Daemon, context, mount, nsenter, pod, program, read_log, script, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behaviour_26_hosts_hostname_and_resolv_conf() {
@@ -213,6 +205,35 @@ async fn behaviour_40_what_a_program_inherits() {
     assert_eq!(out, "0022\nleader\n");
     let out = daemon.exec(&id, &["grep", "-cE", "^Sig(Blk|Ign):.0{16}$", "/proc/self/status"]).await.unwrap();
     assert_eq!(out.stdout, b"2\n");
+    daemon.finish().await;
+}
+
+/// What /proc does not show: session keyring, death signal, priorities, handlers.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_40_what_a_program_inherits_out_of_sight() {
+    let daemon = Daemon::start().await;
+    let made = daemon.run_pod(pod("out-of-sight")).await;
+    let expected =
+        "pdeathsig 0\nsubreaper 0\nioprio 0\npolicy 0\nnice 0\ntimerslack 50000\nkeepcaps 0\nsecurebits 0\n";
+    let mut keyrings = std::collections::BTreeSet::new();
+    // A non-root user's process is dumpable too, whatever its maker was.
+    for (name, user) in [("root", 0), ("user", 1000)] {
+        let mut config = script(name, "/inherited; sleep 1000");
+        program(&mut config, "inherited");
+        context(&mut config).run_as_user = Some(cri::Int64Value { value: user });
+        let id = daemon.run(&made, config).await;
+        daemon.lines_of(&id, 10).await;
+        let log = read_log(std::path::Path::new(&daemon.status(&id).await.log_path));
+        let exec = String::from_utf8(daemon.exec(&id, &["/inherited"]).await.unwrap().stdout).unwrap();
+        for found in [text(&log), exec] {
+            let (keyring, rest) = found.split_once('\n').unwrap();
+            assert_eq!(rest.trim_end(), format!("{expected}dumpable 1"), "{name}");
+            keyrings.insert(keyring.to_owned());
+        }
+    }
+    // Nobody shares another's session keyring.
+    assert_eq!(keyrings.len(), 4, "{keyrings:?}");
+    assert!(!keyrings.iter().any(|k| k.contains('-')), "{keyrings:?}");
     daemon.finish().await;
 }
 

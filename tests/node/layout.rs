@@ -26,7 +26,8 @@ pub fn write(directory: &Path, busybox: &Path) {
     let (layer, layer_size) = put(&gzip.finish().unwrap());
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
-        "config": {"Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"], "StopSignal": "SIGTERM"},
+        "config": {"Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"], "StopSignal": "SIGTERM",
+            "Volumes": {"/volume": {}, "/../../../../../../../../etc": {}, "/up/../../../../../usr": {}}},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]},
         "history": [{"created_by": "the tests"}],
     });

@@ -3,6 +3,7 @@
 mod apparmor;
 mod calls;
 mod confinement;
+mod ends;
 mod escape;
 mod exec_and_log;
 mod files;
@@ -11,7 +12,16 @@ mod files;
 mod harness;
 mod layout;
 mod lifecycle;
+mod log_disk;
+mod namespaces;
+mod node_info;
 mod older_client;
 mod process;
+mod programs;
 mod reliability;
+#[allow(dead_code)]
+mod requests;
+mod resources;
 mod seed;
+mod streams;
+mod tracing;

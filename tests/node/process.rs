@@ -2,7 +2,7 @@
 
 use podwright::cri::wire as cri;
 
-use crate::harness::{Daemon, context, int, nsenter, pod, rename, script, text};
+use crate::harness::{Daemon, context, int, nsenter, pod, privileged_pod, rename, script, text};
 
 // ---- 19: arguments and environment ----------------------------------------------------------
 
@@ -85,6 +85,8 @@ async fn behaviour_23_oom_score_and_limits() {
             Some(cri::LinuxContainerResources { oom_score_adj: adj, ..Default::default() });
         let (_, lines) = daemon.outcome(&pod, config).await;
         assert_eq!(lines[0].1, adj.max(lowest).to_string());
+        // By default no core files, and as many descriptors as the daemon may give.
+        assert_eq!(lines[1].1, "0");
         assert!(lines[2].1.parse::<u64>().is_ok_and(|n| n >= 1024), "{lines:?}");
     }
     daemon.finish().await;
@@ -129,6 +131,77 @@ async fn behaviour_24_devices_and_file_systems() {
     let (_, lines) = daemon.outcome(&pod, config).await;
     let lines: Vec<_> = lines.iter().filter(|(s, _)| s == "stdout").map(|(_, l)| l.as_str()).collect();
     assert_eq!(lines, ["shm", "null", "NoNewPrivs:\t1"]);
+    daemon.finish().await;
+}
+
+/// A node may be made by who has CAP_MKNOD; what it opens is the cgroup's affair.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_24_devices_are_enforced() {
+    let daemon = Daemon::start().await;
+    let plain = daemon.run_pod(pod("denied")).await;
+    // 10:229 is fuse: opening it does nothing, and it is not in the default set.
+    let probe = "test -e /dev/asked || mknod /dev/asked c 10 229; { exec 3< /dev/asked; } && echo read; \
+                 { exec 4> /dev/asked; } && echo written; mknod /tmp/zero c 1 5; head -c 1 /tmp/zero | wc -c; \
+                 mknod /tmp/memory c 1 1; head -c 1 /tmp/memory | wc -c; mknod /tmp/disk b 7 0; head -c 1 /tmp/disk | wc -c";
+    // Each in a shell of its own, since a failed exec ends one.
+    let probe = probe.replace("{ exec", "sh -c 'exec").replace("/dev/asked; }", "/dev/asked'");
+    let with = |name: &str, permissions: &str| {
+        let mut config = script(name, &format!("{{ {probe}; }} 2> /dev/null"));
+        if !permissions.is_empty() {
+            config.devices.push(cri::Device {
+                container_path: "/dev/asked".into(),
+                host_path: "/dev/fuse".into(),
+                permissions: permissions.into(),
+            });
+        }
+        config
+    };
+    for (name, permissions, expected) in [
+        ("none", "", "1\n0\n0"),
+        ("reads", "r", "read\n1\n0\n0"),
+        ("writes", "w", "written\n1\n0\n0"),
+        ("both", "rwm", "read\nwritten\n1\n0\n0"),
+    ] {
+        let (_, lines) = daemon.outcome(&plain, with(name, permissions)).await;
+        assert_eq!(text(&lines), expected, "{name}");
+    }
+    // An exec is no way around, and neither is an update.
+    let mut config = script("exec", "sleep 1000");
+    config.command[2] = "mknod /dev/asked c 10 229; echo made; sleep 1000".into();
+    let id = daemon.run(&plain, config).await;
+    daemon.lines_of(&id, 1).await;
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(cri::LinuxContainerResources { cpu_shares: 700, ..Default::default() }),
+        ..Default::default()
+    };
+    daemon.runtime().update_container_resources(request).await.unwrap();
+    let out = daemon.exec(&id, &["sh", "-c", "exec 3< /dev/asked"]).await.unwrap();
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(out.exit_code != 0 && error.contains("not permitted"), "{error}");
+    // Privileged: everything.
+    let privileged = daemon.run_pod(privileged_pod("privileged")).await;
+    let mut config = with("everything", "");
+    context(&mut config).privileged = true;
+    let (_, lines) = daemon.outcome(&privileged, config).await;
+    assert!(text(&lines).starts_with("read\nwritten\n1\n"), "{lines:?}");
+    daemon.finish().await;
+}
+
+/// A privileged container has its cgroup for writing.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_24_a_privileged_container_writes_its_cgroup() {
+    let daemon = Daemon::start().await;
+    let privileged = daemon.run_pod(privileged_pod("privileged")).await;
+    let probe = "cd /sys/fs/cgroup; for d in . *; do mkdir $d/made 2>/dev/null && rmdir $d/made && echo made; done | sort -u";
+    let mut config = script("writes", probe);
+    context(&mut config).privileged = true;
+    let (_, lines) = daemon.outcome(&privileged, config.clone()).await;
+    assert_eq!(text(&lines), "made");
+    rename(&mut config, "reads");
+    context(&mut config).privileged = false;
+    let (_, lines) = daemon.outcome(&privileged, config).await;
+    assert_eq!(text(&lines), "");
     daemon.finish().await;
 }
 
