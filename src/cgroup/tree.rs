@@ -14,6 +14,9 @@ use crate::error::{Error, Step};
 /// On directories above a pod that were missing: whoever removes the last pod below removes them.
 const MARK: &str = "trusted.podwright.made";
 
+/// Attempts at a directory whose parent vanishes again and again: each costs another pod its removal.
+const MAKE_ATTEMPTS: u32 = 50;
+
 /// Attempts at a directory that is still busy, 2 ms apart at first and 64 ms at last: about 1 s.
 const REMOVE_ATTEMPTS: u32 = 20;
 
@@ -52,7 +55,9 @@ fn make_one(layout: &Layout, mount: &str, path: &str) -> io::Result<bool> {
         match mkdir(&full) {
             Ok(()) => break,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) && attempt < 3 && !path.is_empty() => {
+            Err(e)
+                if e.raw_os_error() == Some(libc::ENOENT) && attempt < MAKE_ATTEMPTS && !path.is_empty() =>
+            {
                 let above = parent(path);
                 if make_one(layout, mount, above)? && !above.is_empty() {
                     mark(&format!("{mount}{above}"))?;
@@ -73,6 +78,8 @@ fn mkdir(full: &str) -> io::Result<()> {
 
 fn mark(full: &str) -> io::Result<()> {
     match rustix::fs::setxattr(full, MARK, b"", XattrFlags::empty()) {
+        // Removed already, by whoever took it for another pod's.
+        Err(rustix::io::Errno::NOENT) => Ok(()),
         // A kernel without attributes here: the directory stays behind when the pods are gone.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Ok(()),
         result => Ok(result?),
