@@ -398,12 +398,12 @@ impl Cgroups {
         Ok(self.0.layout.mounts().map(|mount| format!("{mount}{path}/cgroup.procs").into()).collect())
     }
 
-    /// Tells systemd of a keeper that went there and that has no unit of its own. Nothing to do with
+    /// Tells systemd of a keeper that went there, so that it has a unit of its own. Nothing to do with
     /// the cgroupfs driver.
     pub async fn adopt_keeper(&self, pid: i32) -> Result<()> {
         let Some(systemd) = &self.0.systemd else { return Ok(()) };
         let slice = path::base(&self.0.root);
-        systemd.start_scope(&self.0.keeper(), slice, pid, &Resources::default(), None).await
+        systemd.renew_scope(&self.0.keeper(), slice, pid).await
     }
 
     /// Removes what a half-made cgroup left, and returns why it is half-made.

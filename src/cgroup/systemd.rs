@@ -23,6 +23,10 @@ const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 /// For a job of systemd; probes in their hundreds can keep it busy for seconds.
 const JOB_LIMIT: Duration = Duration::from_secs(30);
 
+/// For systemd to notice that a scope is empty: 5 s.
+const RENEWALS: u32 = 20;
+const RENEWAL_PAUSE: Duration = Duration::from_millis(250);
+
 /// As systemd has "infinity".
 const INFINITY: u64 = u64::MAX;
 
@@ -86,6 +90,20 @@ impl Manager {
             properties.push(("DeviceAllow", devices.into()));
         }
         Ok(self.start(scope, properties).await?)
+    }
+
+    /// A scope around a process that may be in it already, or follow one that has just ended in it.
+    pub async fn renew_scope(&self, scope: &str, slice: &str, pid: i32) -> Result<()> {
+        for _ in 0..RENEWALS {
+            match self.start(scope, scope_properties(scope, slice, pid, &Resources::default())).await {
+                Err(Failure { name: Some(name), .. }) if name.ends_with(".UnitExists") => {
+                    tokio::time::sleep(RENEWAL_PAUSE).await;
+                }
+                result => return Ok(result?),
+            }
+        }
+        // systemd has seen no end: the one came before the other had gone.
+        Ok(())
     }
 
     /// One that is there already is as good.

@@ -33,6 +33,24 @@ pub struct Config {
     pub cgroup_procs: Vec<PathBuf>,
     /// A third holder of what is held.
     pub fd_store: Arc<FdStore>,
+    /// Told the pid of each keeper that this daemon gets to know.
+    pub met: Met,
+}
+
+/// What is done about a keeper, e.g. making a unit around it; it must not block.
+#[derive(Clone)]
+pub struct Met(pub Arc<dyn Fn(i32) + Send + Sync>);
+
+impl Default for Met {
+    fn default() -> Self {
+        Self(Arc::new(|_| ()))
+    }
+}
+
+impl std::fmt::Debug for Met {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Met")
+    }
 }
 
 /// A process to spawn. `fds` is what the plan's numbers mean.

@@ -42,6 +42,17 @@ impl Node {
             executable: keeper_executable(&config)?,
             cgroup_procs: cgroups.keeper_procs()?,
             fd_store: Arc::new(fd_store),
+            met: keeper::Met(Arc::new({
+                let cgroups = cgroups.clone();
+                move |pid| {
+                    let cgroups = cgroups.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = cgroups.adopt_keeper(pid).await {
+                            tracing::warn!(%error, "systemd makes no unit for the keeper");
+                        }
+                    });
+                }
+            })),
         })
         .await?;
         let node = Arc::new(Node {

@@ -179,6 +179,7 @@ async fn connect(folder: &Path) -> (Keeper, Snapshot) {
         executable: KEEPER.into(),
         cgroup_procs: Vec::new(),
         fd_store: Default::default(),
+        met: Default::default(),
     })
     .await
     .unwrap()

@@ -64,6 +64,10 @@ fn start(config: &Config, lock: OwnedFd) -> Result<(OwnedFd, Child)> {
         seqpacket::listen(&config.state, SOCKET).step(|| format!("listening on {}", socket.display()))?;
     let mut fds = vec![Arc::new(listener), Arc::new(lock), Arc::clone(&executable)];
     for path in &config.cgroup_procs {
+        // systemd removes the cgroup of a scope whose process, the keeper before, has ended.
+        if let Some(cgroup) = path.parent() {
+            std::fs::create_dir_all(cgroup).step(|| format!("making cgroup {}", cgroup.display()))?;
+        }
         let file = OpenOptions::new().write(true).open(path);
         fds.push(Arc::new(file.step(|| format!("opening {}", path.display()))?.into()));
     }

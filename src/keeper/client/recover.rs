@@ -188,6 +188,7 @@ impl Shared {
         match answers.next().await?.0 {
             Reply::Welcome { keeper, pid, .. } => {
                 tracing::info!(version = keeper, pid, "connected to the keeper");
+                (self.config.met.0)(pid);
                 Ok((Arc::clone(&link), ended))
             }
             other => Err(super::requests::unexpected(other)),
@@ -348,7 +349,8 @@ impl Shared {
         {
             let mut table = lock(&shared.table);
             table.watched.remove(&(id.clone(), pid));
-            let entry = table.entries.get_mut(&id).filter(|entry| Arc::ptr_eq(&entry.pidfd, &pidfd));
+            // By its number: a start brings another descriptor of the same process.
+            let entry = table.entries.get_mut(&id).filter(|entry| entry.pid == pid);
             let Some((entry, exit)) = entry.zip(exit) else { return };
             entry.reaped = Some(exit);
             // The kernel has forgotten it: should we die before a keeper hears of it, this remains.

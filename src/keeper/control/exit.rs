@@ -18,7 +18,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 const COLLECT_LIMIT: Duration = Duration::from_secs(10);
 const COLLECT_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a daemon that has reaped it may take to say so.
-const TELL_LIMIT: Duration = Duration::from_secs(1);
+const TELL_LIMIT: Duration = Duration::from_secs(5);
 /// What closing a forgotten container may take before its daemon is answered all the same.
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
 
