@@ -128,6 +128,29 @@ impl Process {
     }
 }
 
+/// A client's view of a container's output.
+pub struct Attached {
+    pub socket: OwnedFd,
+    pub guard: Detach,
+}
+
+/// Dropped, it ends the view.
+pub struct Detach {
+    shared: Arc<Shared>,
+    id: String,
+    key: u64,
+}
+
+impl Drop for Detach {
+    fn drop(&mut self) {
+        let (shared, id, key) = (Arc::clone(&self.shared), std::mem::take(&mut self.id), self.key);
+        // Without a runtime the daemon ends, and its sockets with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { shared.detach(&id, key).await });
+        }
+    }
+}
+
 fn now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| d.as_nanos() as i64)
@@ -241,6 +264,23 @@ impl Keeper {
     /// Goes on writing to `log`; returns when the old file gets no more bytes.
     pub async fn reopen_log(&self, id: &str, log: OwnedFd) -> Result<()> {
         self.shared.reopen_log(id, Arc::new(log)).await
+    }
+
+    /// What a container writes from now on, as long as the answer lives: records on a non-blocking
+    /// socket (`keeper::feed`). It goes on with the next keeper when one dies.
+    pub async fn attach(&self, id: &str, stdout: bool, stderr: bool) -> Result<Attached> {
+        let (socket, key) = self.shared.attach(id, stdout, stderr).await?;
+        Ok(Attached { socket, guard: Detach { shared: Arc::clone(&self.shared), id: id.to_owned(), key } })
+    }
+
+    /// A container's standard streams as the daemon holds them.
+    pub fn output(&self, id: &str) -> Option<Output> {
+        self.shared.output(id)
+    }
+
+    /// The container sees the end of its standard input once no attached client holds it either.
+    pub async fn close_stdin(&self, id: &str) -> Result<()> {
+        self.shared.close_stdin(id).await
     }
 
     /// Drops a container (a parked one exits; a running one must have been killed before).

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::feed::Feed;
 use super::log_thread::LogThread;
 use super::note::NotePage;
 
@@ -66,6 +67,9 @@ pub(super) enum Command {
     Reopen(LogId, OwnedFd),
     Drain(LogId),
     Remove(LogId),
+    Attach(LogId, Feed),
+    Detach(LogId, u64),
+    DetachAll,
     Stop,
 }
 
@@ -133,6 +137,20 @@ impl LogHandle {
     /// The process has ended: [`Event::Drained`] follows.
     pub fn drain(&self, id: LogId) {
         self.commands.push(Command::Drain(id));
+    }
+
+    /// Sends a container's output to a client as well, from now on.
+    pub(super) fn attach(&self, id: LogId, feed: Feed) {
+        self.commands.push(Command::Attach(id, feed));
+    }
+
+    pub fn detach(&self, id: LogId, key: u64) {
+        self.commands.push(Command::Detach(id, key));
+    }
+
+    /// Drops every client.
+    pub fn detach_all(&self) {
+        self.commands.push(Command::DetachAll);
     }
 
     /// Closes all of a container's descriptors; [`Event::Removed`] follows.

@@ -94,9 +94,14 @@ impl Copier {
         Ok(())
     }
 
+    /// The bytes of the batch that has left its pipe just now.
+    pub fn taken(&self, length: usize) -> &[u8] {
+        &self.text[LINE_LIMIT..LINE_LIMIT + length.min(BATCH)]
+    }
+
     /// Reads and drops what is in the pipe, one batch at most.
     pub fn discard(&mut self, pipe: BorrowedFd<'_>) -> Turn {
-        match rustix::io::read(pipe, &mut self.text[..BATCH]) {
+        match rustix::io::read(pipe, &mut self.text[LINE_LIMIT..LINE_LIMIT + BATCH]) {
             Ok(0) => Turn::Closed,
             Ok(n) => Turn::Moved(n),
             Err(Errno::AGAIN | Errno::INTR) => Turn::Empty,
@@ -104,25 +109,25 @@ impl Copier {
         }
     }
 
-    /// Ends a batch that was begun, by a predecessor or before the file stalled.
+    /// Ends a batch that was begun, by a predecessor or before the file stalled. Returns how many
+    /// bytes have left the pipe.
     pub fn recover(
         &mut self,
         note: StreamNote<'_>,
         pipe: Option<BorrowedFd<'_>>,
         file: &OwnedFd,
-    ) -> Result<(), Stalled> {
-        let Some(batch) = note.batch() else { return Ok(()) };
+    ) -> Result<usize, Stalled> {
+        let Some(batch) = note.batch() else { return Ok(0) };
         if note.left() {
             note.end(batch.next_carry);
-            return Ok(());
+            return Ok(0);
         }
         if !self.format_again(note, batch, pipe) {
-            return self.give_up(note, file);
+            return self.give_up(note, file).map(|()| 0);
         }
         let written = self.written(note, file)?;
         self.write(note, file, written)?;
-        self.end(note, pipe);
-        Ok(())
+        Ok(self.end(note, pipe))
     }
 
     /// Goes on with `new` where a batch stalled on `old`: with the line that `old` has not whole.

@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
+use super::feed::Feed;
 use super::log::{Command, Event, Log, LogId, LogSource, Logs, Queue};
 use super::log_copy::{Copier, Stalled, Turn};
 use super::log_note::StreamNote;
@@ -57,6 +58,8 @@ struct Container {
     inputs: [Option<Input>; 2],
     stall: Option<Stall>,
     draining: bool,
+    /// The clients that are attached.
+    feeds: Vec<Feed>,
 }
 
 pub(super) struct LogThread {
@@ -143,6 +146,17 @@ impl LogThread {
                     self.stalled.retain(|other| *other != id);
                     self.events.push(Event::Removed(id));
                 }
+                Command::Attach(id, feed) => {
+                    if let Some(container) = self.containers.get_mut(&id) {
+                        container.feeds.push(feed);
+                    }
+                }
+                Command::Detach(id, key) => {
+                    if let Some(container) = self.containers.get_mut(&id) {
+                        container.feeds.retain(|feed| feed.key != key);
+                    }
+                }
+                Command::DetachAll => self.containers.values_mut().for_each(|c| c.feeds.clear()),
                 Command::Stop => stop = true,
             }
         }
@@ -162,7 +176,8 @@ impl LogThread {
             LogSource::Terminal { master, pipe_r, pipe_w } => [input(pipe_r, Some((master, pipe_w))), None],
         };
         self.unwatch(id);
-        self.containers.insert(id, Container { note, file, inputs, stall: None, draining: false });
+        self.containers
+            .insert(id, Container { note, file, inputs, stall: None, draining: false, feeds: Vec::new() });
         self.resume(id);
     }
 
@@ -255,6 +270,7 @@ impl LogThread {
             }
         }
         container.draining = false;
+        container.feeds.retain_mut(|feed| feed.settle().is_ok());
         self.events.push(Event::Drained(id));
     }
 
@@ -268,6 +284,7 @@ impl LogThread {
         match container.turn(&mut self.copier, stream) {
             Ok(Turn::Moved(n)) => {
                 self.moved += n;
+                container.feed(stream, self.copier.taken(n));
                 let Some(input) = container.input(stream) else { return };
                 input.to_drain = input.to_drain.saturating_sub(n as u64);
                 // Epoll tells of a terminal once, and not of the pipe behind it.
@@ -360,13 +377,21 @@ impl Container {
         StreamNote { page: &self.note, stream }
     }
 
-    fn recover(&self, copier: &mut Copier) -> Result<(), Stalled> {
-        let Some(file) = &self.file else { return Ok(()) };
+    fn recover(&mut self, copier: &mut Copier) -> Result<(), Stalled> {
         for stream in STREAMS {
+            let Some(file) = &self.file else { return Ok(()) };
             let pipe = self.inputs[stream as usize].as_ref().map(|input| input.pipe.as_fd());
-            copier.recover(self.note(stream), pipe, file)?;
+            let taken = copier.recover(self.note(stream), pipe, file)?;
+            self.feed(stream, copier.taken(taken));
         }
         Ok(())
+    }
+
+    /// Shows attached clients what the log has got.
+    fn feed(&mut self, stream: Stream, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.feeds.retain_mut(|feed| feed.send(stream, bytes).is_ok());
+        }
     }
 
     /// A batch that the old file did not take goes on in the new one. What fails here fails again,

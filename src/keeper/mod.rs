@@ -7,6 +7,7 @@ mod child;
 pub mod client;
 mod control;
 pub mod filter;
+pub mod feed;
 mod init;
 pub mod log;
 mod log_copy;

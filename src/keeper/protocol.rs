@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Bytes, Failure, SpawnPlan};
 
 /// Of this protocol. Both ends speak the lower of their two.
-pub const VERSION: u32 = 1;
+/// 2: Attach, Detach, CloseStdin.
+pub const VERSION: u32 = 2;
 
 /// The first message on descriptor 0 of a keeper that is being started, with its descriptors:
 /// listener, lock, own executable, then `cgroup_procs` files to write oneself to.
@@ -72,6 +73,23 @@ pub enum Request {
     Status,
     /// Go on as the executable in the message's descriptor.
     Upgrade,
+    /// What a container writes from now on goes to the message's descriptor too (`feed`), until it is
+    /// detached, another daemon says Hello, or the container is forgotten.
+    Attach {
+        id: String,
+        key: u64,
+        stdout: bool,
+        stderr: bool,
+    },
+    /// Twice is fine.
+    Detach {
+        id: String,
+        key: u64,
+    },
+    /// Closes the write end of a container's standard input, so that it sees the end of it.
+    CloseStdin {
+        id: String,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

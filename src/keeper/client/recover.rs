@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::sync::watch;
 
 use super::link::{Answer, Link, lock};
-use super::table::{Entry, Table};
+use super::table::{Attachment, Entry, Table};
 use super::{Config, Exit, Hold, Snapshot, Status, launch, now};
 use crate::error::{Kind, Step};
 use crate::keeper::note::NotePage;
@@ -48,6 +48,8 @@ pub struct Shared {
     /// The keeper, if it is our own child.
     child: Mutex<Option<Child>>,
     sweeps: AtomicBool,
+    /// Of attached clients.
+    pub next_key: AtomicU64,
     /// What moves the link's messages.
     mover: Mutex<Option<tokio::task::AbortHandle>>,
 }
@@ -69,6 +71,7 @@ impl Shared {
             link: watch::Sender::new(None),
             child: Mutex::new(None),
             sweeps: AtomicBool::new(false),
+            next_key: AtomicU64::new(1),
             mover: Mutex::new(None),
         });
         let (link, ended, snapshot) = shared.first_connection().await?;
@@ -261,7 +264,14 @@ impl Shared {
                 let (id, exit) = (id.clone(), entry.reaped?);
                 Some((Request::Reaped { id, exit }, Vec::new()))
             });
-            holds.chain(entries).chain(reaped).collect()
+            // Before it: an exit that is told ends what a client sees.
+            let attached = table.entries.iter().flat_map(|(id, entry)| {
+                entry.attached.iter().map(|attachment| {
+                    let Attachment { key, stdout, stderr, socket } = attachment.clone();
+                    (Request::Attach { id: id.clone(), key, stdout, stderr }, vec![socket])
+                })
+            });
+            holds.chain(entries).chain(attached).chain(reaped).collect()
         };
         let sent: Vec<_> =
             messages.iter().map(|(request, fds)| link.send(request, fds.clone())).collect::<Result<_>>()?;

@@ -3,13 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
 use super::link::lock;
 use super::recover::Shared;
-use super::table::{Entry, output_fds, place};
-use super::{Adopt, Exit, Hold, KeeperStatus, Process, Role, RoleKind, Spawn, Status, launch};
+use super::table::{Attachment, Entry, output_fds, place};
+use super::{Adopt, Exit, Hold, KeeperStatus, Output, Process, Role, RoleKind, Spawn, Status, launch};
 use crate::error::{Kind, Step};
 use crate::keeper::note::NotePage;
 use crate::keeper::plan::{Failure, Stage};
@@ -75,6 +76,7 @@ impl Shared {
             channel: Some(Arc::clone(&ours)),
             report: Some(Arc::clone(&report)),
             output,
+            attached: Vec::new(),
             reaped: None,
             exit: watch::Sender::new(None),
             forgotten: false,
@@ -219,6 +221,7 @@ impl Shared {
             channel: None,
             report: None,
             output,
+            attached: Vec::new(),
             reaped: known,
             exit: watch::Sender::new(None),
             forgotten: false,
@@ -250,6 +253,51 @@ impl Shared {
             output.log = Some(log);
         }
         Ok(())
+    }
+
+    /// The client's end of the socket, and the key to detach it by.
+    pub async fn attach(&self, id: &str, stdout: bool, stderr: bool) -> Result<(OwnedFd, u64)> {
+        let (ours, theirs) = seqpacket::pair().step(|| "making the socket of an attached client")?;
+        rustix::io::ioctl_fionbio(&ours, true).step(|| "making the socket of an attached client")?;
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let socket = Arc::new(theirs);
+        let request = Request::Attach { id: id.to_owned(), key, stdout, stderr };
+        {
+            let mut table = lock(&self.table);
+            let entry = table.entries.get_mut(id).ok_or_else(|| unknown(id))?;
+            entry.attached.push(Attachment { key, stdout, stderr, socket: Arc::clone(&socket) });
+        }
+        // Once: should the keeper die now, the next is given it with the rest.
+        match self.ask(&request, vec![socket]).await {
+            Ok((Reply::Done, _)) => Ok((ours, key)),
+            Err(e) if e.kind == Kind::Unavailable => Ok((ours, key)),
+            other => {
+                self.forget_attachment(id, key);
+                Err(other.map_or_else(|e| e, |(reply, _)| unexpected(reply)))
+            }
+        }
+    }
+
+    fn forget_attachment(&self, id: &str, key: u64) {
+        if let Some(entry) = lock(&self.table).entries.get_mut(id) {
+            entry.attached.retain(|attachment| attachment.key != key);
+        }
+    }
+
+    pub async fn detach(&self, id: &str, key: u64) -> Result<()> {
+        self.forget_attachment(id, key);
+        self.tell(&Request::Detach { id: id.to_owned(), key }, Vec::new()).await
+    }
+
+    pub fn output(&self, id: &str) -> Option<Output> {
+        lock(&self.table).entries.get(id)?.output.clone()
+    }
+
+    pub async fn close_stdin(&self, id: &str) -> Result<()> {
+        if let Some(output) = lock(&self.table).entries.get_mut(id).and_then(|entry| entry.output.as_mut()) {
+            output.stdin = None;
+        }
+        self.tell(&Request::CloseStdin { id: id.to_owned() }, Vec::new()).await
     }
 
     pub async fn forget(&self, id: &str) -> Result<()> {

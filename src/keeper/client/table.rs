@@ -34,11 +34,21 @@ pub struct Entry {
     pub channel: Option<Arc<OwnedFd>>,
     pub report: Option<Arc<OwnedFd>>,
     pub output: Option<Output>,
+    pub attached: Vec<Attachment>,
     /// Reaped by us; told to everybody when its log is whole.
     pub reaped: Option<Exit>,
     pub exit: watch::Sender<Option<Exit>>,
     /// The keeper was asked to drop it.
     pub forgotten: bool,
+}
+
+/// A client that sees the output, for the next keeper.
+#[derive(Clone)]
+pub struct Attachment {
+    pub key: u64,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub socket: Arc<OwnedFd>,
 }
 
 impl Entry {
@@ -115,6 +125,7 @@ impl Entry {
             channel: record.channel.map(get).transpose()?,
             report: record.report.map(get).transpose()?,
             output: record.output.map(output).transpose()?,
+            attached: Vec::new(),
             reaped: None,
             exit: watch::Sender::new(exit),
             forgotten: false,

@@ -11,6 +11,7 @@ use rustix::process::PidfdFlags;
 
 use super::{Control, Token, now};
 use crate::keeper::child;
+use crate::keeper::feed::Feed;
 use crate::keeper::log::LogSource;
 use crate::keeper::note::NotePage;
 use crate::keeper::plan::Bytes;
@@ -55,8 +56,24 @@ pub struct Output {
     /// Becomes `log` when the copier says that it uses it.
     pub new_log: Option<Arc<OwnedFd>>,
     pub stdin: Option<Arc<OwnedFd>>,
+    pub attached: Vec<Attached>,
     /// What the copier cannot write, as an errno.
     pub stalled: Option<i32>,
+}
+
+/// A client that sees the output: the keeper's end of its socket.
+pub struct Attached {
+    pub key: u64,
+    /// Whether it wants stdout, and stderr.
+    pub wants: [bool; 2],
+    pub socket: Arc<OwnedFd>,
+}
+
+impl Attached {
+    /// For the log thread, which owns what it writes to.
+    fn for_log(&self) -> io::Result<Feed> {
+        Ok(Feed::new(self.key, self.socket.as_ref().try_clone()?, self.wants))
+    }
 }
 
 /// What a process is asked to have done with it.
@@ -135,8 +152,41 @@ impl Control {
             if let Some(new) = &output.new_log {
                 logs.reopen(number, new.as_ref().try_clone()?);
             }
+            for attached in &output.attached {
+                logs.attach(number, attached.for_log()?);
+            }
         }
         Ok(())
+    }
+
+    /// Has a container's output shown to a client.
+    pub(super) fn attach(&mut self, number: u64, attached: Attached) -> io::Result<bool> {
+        let Some(output) = self.processes.get_mut(&number).and_then(|p| p.output.as_mut()) else {
+            return Ok(false);
+        };
+        let feed = attached.for_log()?;
+        output.attached.push(attached);
+        if let Some(logs) = &self.logs {
+            logs.attach(number, feed);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn detach(&mut self, number: u64, key: u64) {
+        if let Some(output) = self.processes.get_mut(&number).and_then(|p| p.output.as_mut()) {
+            output.attached.retain(|attached| attached.key != key);
+        }
+        if let Some(logs) = &self.logs {
+            logs.detach(number, key);
+        }
+    }
+
+    /// Another daemon: the sessions of the one before are gone with it.
+    pub(super) fn detach_all(&mut self) {
+        self.processes.values_mut().filter_map(|p| p.output.as_mut()).for_each(|o| o.attached.clear());
+        if let Some(logs) = &self.logs {
+            logs.detach_all();
+        }
     }
 
     pub(super) fn channel_ready(&mut self, number: u64) {

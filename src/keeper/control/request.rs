@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::process::{Output, Process, Source, Waiter, Waiters};
+use super::process::{Attached, Output, Process, Source, Waiter, Waiters};
 use super::upgrade::Upgrade;
 use super::{Control, Hold};
 use crate::keeper::child;
@@ -51,6 +51,7 @@ impl Fds {
             log: output.log.map(|fd| self.get(fd)).transpose()?,
             new_log: None,
             stdin: output.stdin.map(|fd| self.get(fd)).transpose()?,
+            attached: Vec::new(),
             stalled: None,
         })
     }
@@ -119,6 +120,26 @@ impl Control {
                 }
             }
             Request::Status => return Ok(Some(Reply::Status(self.status()))),
+            Request::Attach { id, key, stdout, stderr } => {
+                let number = self.known(&id)?;
+                let attached = Attached { key, wants: [stdout, stderr], socket: fds.only()? };
+                let found =
+                    self.attach(number, attached).map_err(internal("duplicating a client's socket"))?;
+                if !found {
+                    return Err((Refusal::State, format!("process {id} has no output to attach to")));
+                }
+            }
+            Request::Detach { id, key } => {
+                if let Some(number) = self.find(&id) {
+                    self.detach(number, key);
+                }
+            }
+            Request::CloseStdin { id } => {
+                let number = self.known(&id)?;
+                if let Some(output) = self.processes.get_mut(&number).and_then(|p| p.output.as_mut()) {
+                    output.stdin = None;
+                }
+            }
             Request::Upgrade => {
                 self.upgrade = Some(Upgrade { executable: fds.only()?, waiter });
                 return Ok(None);
@@ -134,6 +155,7 @@ impl Control {
                 self.drop_connection(former);
             }
             self.daemon = Some(waiter.connection);
+            self.detach_all();
             if let Some(connection) = self.connections.get_mut(&waiter.connection) {
                 connection.daemon = true;
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
-use super::process::{Process, Waiter, Waiters};
+use super::process::{Attached, Process, Waiter, Waiters};
 use super::request::Fds;
 use super::{Base, Control, Hold};
 use crate::keeper::log::{Event, LogHandle};
@@ -81,6 +81,16 @@ struct ProcessState {
     forget: Option<WaiterState>,
 }
 
+/// A client that is attached to a process's output. They follow the state: a predecessor that knows
+/// of none has nothing there.
+#[derive(Serialize, Deserialize)]
+struct AttachedState {
+    process: u64,
+    key: u64,
+    wants: [bool; 2],
+    socket: RawFd,
+}
+
 fn waiter_state(waiter: &Waiter) -> WaiterState {
     (waiter.connection, waiter.message)
 }
@@ -134,11 +144,12 @@ impl Control {
     fn execute(&mut self, executable: Arc<OwnedFd>, waiter: Waiter) -> io::Error {
         let mut kept: Vec<RawFd> = Vec::new();
         let state = self.state(&executable, waiter, &mut kept);
+        let attached = self.attached_state(&mut kept);
         // Until execve, which they outlive.
         let mut duplicates = Vec::new();
         let result = self
             .unsent(&mut duplicates)
-            .and_then(|unsent| postcard::to_stdvec(&(state, unsent)).map_err(io::Error::other))
+            .and_then(|unsent| postcard::to_stdvec(&(state, unsent, attached)).map_err(io::Error::other))
             .and_then(|content| wire::sealed("podwright-keeper-state", &content))
             .and_then(|state| {
                 kept.extend(duplicates.iter().map(AsRawFd::as_raw_fd));
@@ -153,6 +164,23 @@ impl Control {
         match result {
             Ok(error) | Err(error) => error,
         }
+    }
+
+    fn attached_state(&self, kept: &mut Vec<RawFd>) -> Vec<AttachedState> {
+        let mut all = Vec::new();
+        for (number, process) in &self.processes {
+            for attached in process.output.iter().flat_map(|output| &output.attached) {
+                let socket = attached.socket.as_raw_fd();
+                kept.push(socket);
+                all.push(AttachedState {
+                    process: *number,
+                    key: attached.key,
+                    wants: attached.wants,
+                    socket,
+                });
+            }
+        }
+        all
     }
 
     fn state(&self, executable: &Arc<OwnedFd>, waiter: Waiter, kept: &mut Vec<RawFd>) -> State {
@@ -319,8 +347,12 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     let length = rustix::fs::fstat(&memory)?.st_size as usize;
     let content = wire::read_all(memory.as_fd(), length)?;
     let (state, rest): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
-    let unsent = if rest.is_empty() { Ok(Unsent::default()) } else { postcard::from_bytes(rest) };
-    let unsent = unsent.map_err(io::Error::other)?;
+    // What a predecessor did not know of yet is not there.
+    let (unsent, rest) =
+        if rest.is_empty() { Ok((Unsent::default(), rest)) } else { postcard::take_from_bytes(rest) }
+            .map_err(io::Error::other)?;
+    let attached: Vec<AttachedState> =
+        if rest.is_empty() { Ok(Vec::new()) } else { postcard::from_bytes(rest) }.map_err(io::Error::other)?;
     drop(memory);
     let base = Base {
         listener: take_inherited(state.listener)?,
@@ -331,6 +363,10 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     let asked = waiter(state.waiter);
     let mut control = Control::new(base, state.started_at, state.upgrades)?;
     control.take_state(state, unsent)?;
+    for AttachedState { process, key, wants, socket } in attached {
+        let socket = Arc::new(take_inherited(socket)?);
+        control.attach(process, Attached { key, wants, socket })?;
+    }
     control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
     // Children that ended meanwhile.
     control.sweep();
