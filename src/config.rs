@@ -37,6 +37,7 @@ pub struct Config {
     pub network: NetworkConfig,
     pub image: ImageConfig,
     pub container: ContainerConfig,
+    pub streaming: StreamingConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +80,45 @@ pub struct ContainerConfig {
     pub volume_timeout: u64,
 }
 
+/// The server of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamingConfig {
+    /// address:port that it listens on; port 0: one that is free.
+    pub address: String,
+    /// host or host:port that clients are told; empty: where it listens.
+    pub advertise: String,
+    /// Seconds without a byte either way after which a session ends.
+    pub idle_timeout: u64,
+    pub tls: StreamingTls,
+    /// PEM, of the server and whoever signed it; reread when it changes.
+    pub tls_certificate: PathBuf,
+    pub tls_key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StreamingTls {
+    #[default]
+    Off,
+    /// A certificate that is made at each start.
+    SelfSigned,
+    Files,
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:0".into(),
+            advertise: String::new(),
+            idle_timeout: 4 * 60 * 60,
+            tls: StreamingTls::Off,
+            tls_certificate: PathBuf::new(),
+            tls_key: PathBuf::new(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -92,6 +132,7 @@ impl Default for Config {
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
             container: ContainerConfig::default(),
+            streaming: StreamingConfig::default(),
         }
     }
 }

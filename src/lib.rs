@@ -1,7 +1,7 @@
 //! Podwright, a Kubernetes container runtime. `docs/ARCHITECTURE.md` is the map; this is its key.
 //!
 //! Arrows between the folders run one way:
-//! `cri` → `pod`, `container`, `image` → `network`, `cgroup`, `security` → `sys`; `keeper` → `sys`.
+//! `cri` → `stream` → `pod`, `container`, `image` → `network`, `cgroup`, `security` → `sys`; `keeper` → `sys`.
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -17,6 +17,7 @@ pub mod network;
 pub mod node;
 pub mod pod;
 pub mod security;
+pub mod stream;
 pub mod sys;
 
 pub use error::{Error, Result};

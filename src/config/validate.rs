@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use crate::config::Config;
+use crate::config::{Config, StreamingTls};
 use crate::{Error, Result};
 
 /// sockaddr_un's path without the final zero (unix(7)).
@@ -37,7 +37,29 @@ impl Config {
         if self.container.volume_timeout == 0 {
             return Err(refuse("container.volume_timeout", 0, "must be at least 1 second"));
         }
+        self.validate_streaming()?;
         self.image.insecure_registries.iter().try_for_each(|registry| registry_name(registry))
+    }
+
+    fn validate_streaming(&self) -> Result<()> {
+        let streaming = &self.streaming;
+        if streaming.address.parse::<std::net::SocketAddr>().is_err() {
+            let why = "is not an address:port (127.0.0.1:0, [::1]:10010)";
+            return Err(refuse("streaming.address", format!("{:?}", streaming.address), why));
+        }
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '@';
+        if streaming.advertise.contains(bad) {
+            let why = "is not a host or host:port";
+            return Err(refuse("streaming.advertise", format!("{:?}", streaming.advertise), why));
+        }
+        if streaming.idle_timeout == 0 {
+            return Err(refuse("streaming.idle_timeout", 0, "must be at least 1 second"));
+        }
+        if streaming.tls == StreamingTls::Files {
+            absolute_path("streaming.tls_certificate", &streaming.tls_certificate)?;
+            absolute_path("streaming.tls_key", &streaming.tls_key)?;
+        }
+        Ok(())
     }
 
     fn validate_paths(&self) -> Result<()> {
@@ -176,6 +198,10 @@ mod tests {
         refused("network.cni_bin_dirs: ", |c| c.network.cni_bin_dirs = vec!["bin".into()]);
         refused("container.nofile: ", |c| c.container.nofile = (20, 10));
         refused("container.volume_timeout: ", |c| c.container.volume_timeout = 0);
+        refused("streaming.address: ", |c| c.streaming.address = "localhost".into());
+        refused("streaming.advertise: ", |c| c.streaming.advertise = "http://x".into());
+        refused("streaming.idle_timeout: ", |c| c.streaming.idle_timeout = 0);
+        refused("streaming.tls_certificate: ", |c| c.streaming.tls = StreamingTls::Files);
         refused("image.insecure_registries: ", |c| {
             c.image.insecure_registries = vec!["http://x".into()];
         });

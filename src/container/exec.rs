@@ -1,4 +1,4 @@
-//! ExecSync, and what streaming exec stands on.
+//! ExecSync, and what streaming exec (`exec_session`) stands on.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Template {
         argv: &[String],
         entry: Entry,
         oom: i64,
-        stdio: [Arc<OwnedFd>; 3],
+        stdio: Stdio,
     ) -> Plan {
         let mut fds = FdList::default();
         let target = fds.push(Arc::clone(pidfd));
@@ -116,8 +116,8 @@ impl Template {
             new_namespaces: 0,
             join: vec![(target, namespaces as u64)],
             cgroup,
-            stdio: stdio.map(|fd| fds.push(fd)),
-            terminal: false,
+            stdio: stdio.child.map(|fd| fds.push(fd)),
+            terminal: stdio.terminal,
             steps,
             park: false,
             seccomp: self.seccomp.as_ref().map(|f| f.program.to_vec()),
@@ -125,11 +125,35 @@ impl Template {
             exec: Exec {
                 program: Program::Search(process_env::candidates(argv, &self.env, &self.cwd)),
                 argv: argv.iter().map(|a| a.clone().into_bytes()).collect(),
-                envp: self.env.clone(),
+                envp: self.environment(stdio.terminal),
             },
         };
         Plan { plan, fds: fds.into_fds() }
     }
+
+    /// With TERM where there is a terminal (BEHAVIOUR 19).
+    fn environment(&self, terminal: bool) -> Vec<Bytes> {
+        let mut env = self.env.clone();
+        if terminal && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
+            env.push(b"TERM=xterm".to_vec());
+        }
+        env
+    }
+
+    /// Whom its processes run as: (uid, gid).
+    pub(super) fn user(&self) -> (u32, u32) {
+        let identity = self.identity.iter().find_map(|step| match step {
+            Step::Identity(identity) => Some((identity.uid, identity.gid)),
+            _ => None,
+        });
+        identity.unwrap_or_default()
+    }
+}
+
+/// What an exec gets as 0, 1 and 2; `terminal`: 0 is one, to be its session's.
+pub(super) struct Stdio {
+    pub child: [Arc<OwnedFd>; 3],
+    pub terminal: bool,
 }
 
 /// The bytes that an entry of the Spec's environment stands for: its text is lossy where the
@@ -183,7 +207,7 @@ async fn run(
     let (stderr, err) = output_pipe()?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .step(|| "opening /dev/null")?;
-    let stdio = [Arc::new(null), Arc::new(out), Arc::new(err)];
+    let stdio = Stdio { child: [Arc::new(null), Arc::new(out), Arc::new(err)], terminal: false };
     let mut guard = Guard::new(node, container)?;
     let work = async {
         let process = guard.spawn(container, &main, &argv, stdio).await?;
@@ -215,27 +239,34 @@ pub fn template(node: &Node, container: &Container) -> Result<Arc<Template>> {
 
 /// An exec's cgroup and process: whatever way the call ends, even dropped half way, what runs of it
 /// is killed and its cgroup goes.
-struct Guard {
+pub(super) struct Guard {
     node: Arc<Node>,
     id: String,
     cgroup: Option<Cgroup>,
     process: Option<Process>,
+    /// What runs is left to itself.
+    leave: bool,
 }
 
 impl Guard {
-    fn new(node: &Arc<Node>, container: &Container) -> Result<Self> {
+    pub(super) fn new(node: &Arc<Node>, container: &Container) -> Result<Self> {
         let id = table::new_id()?;
         let cgroup = container.record.cgroup.as_ref();
         let cgroup = cgroup.map(|cgroup| node.cgroups.create_exec(cgroup, &id[..16])).transpose()?;
-        Ok(Self { node: Arc::clone(node), id, cgroup, process: None })
+        Ok(Self { node: Arc::clone(node), id, cgroup, process: None, leave: false })
     }
 
-    async fn spawn(
+    /// The process runs on, whatever becomes of us.
+    pub(super) fn leave(&mut self) {
+        self.leave = true;
+    }
+
+    pub(super) async fn spawn(
         &mut self,
         container: &Container,
         main: &Process,
         argv: &[String],
-        stdio: [Arc<OwnedFd>; 3],
+        stdio: Stdio,
     ) -> Result<Process> {
         let template = template(&self.node, container)?;
         if template.loads_in_sight(false) {
@@ -273,7 +304,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.process.as_ref().is_none_or(|process| process.exit().is_none()) {
+        if !self.leave && self.process.as_ref().is_none_or(|process| process.exit().is_none()) {
             self.kill();
         }
         let Some(cgroup) = self.cgroup.take() else { return };

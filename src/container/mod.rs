@@ -14,6 +14,7 @@ pub mod create;
 pub mod devices;
 pub mod end;
 pub mod exec;
+pub mod exec_session;
 pub mod exposure;
 pub mod list;
 pub mod metrics;

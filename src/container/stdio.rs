@@ -113,7 +113,7 @@ fn make_fifo(path: &PathBuf, wish: &Wish<'_>) -> Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-fn give(fd: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+pub fn give(fd: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
     rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
 }
 

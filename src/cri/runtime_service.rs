@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::unfold;
 use tokio::sync::{broadcast, watch};
 use tonic::{Request, Response, Status, async_trait};
 
@@ -17,18 +18,24 @@ use crate::cri::wire::*;
 use crate::error::Error;
 use crate::node::Node;
 use crate::pod::events::Event;
-use crate::{container, pod};
+use crate::{container, pod, stream};
 
 pub(super) struct Runtime {
     node: Arc<Node>,
     host: Host,
+    streaming: Arc<stream::Server>,
     /// True once the server stops: event streams end then.
     stopping: watch::Receiver<bool>,
 }
 
 impl Runtime {
-    pub(super) fn new(node: Arc<Node>, host: Host, stopping: watch::Receiver<bool>) -> Self {
-        Self { node, host, stopping }
+    pub(super) fn new(
+        node: Arc<Node>,
+        host: Host,
+        streaming: Arc<stream::Server>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { node, host, streaming, stopping }
     }
 
     fn pods(&self, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>, Status> {
@@ -257,16 +264,22 @@ impl RuntimeService for Runtime {
         answer(encode::exec::response(output))
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(Error::unimplemented("Exec").into())
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let mut exec = decode::exec::exec(request.into_inner())?;
+        exec.container_id = container::exec_session::check(&self.node, &exec.container_id)?.id.clone();
+        answer(ExecResponse { url: self.streaming.url(stream::Ticket::Exec(exec))? })
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(Error::unimplemented("Attach").into())
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let mut attach = decode::exec::attach(request.into_inner())?;
+        attach.container_id = stream::check_attach(&self.node, &attach.container_id)?.id.clone();
+        answer(AttachResponse { url: self.streaming.url(stream::Ticket::Attach(attach))? })
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(Error::unimplemented("PortForward").into())
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let id = decode::id("pod_sandbox_id", &request.get_ref().pod_sandbox_id)?.to_owned();
+        let ticket = stream::PortForward { pod_id: stream::check_pod(&self.node, &id)? };
+        answer(PortForwardResponse { url: self.streaming.url(stream::Ticket::PortForward(ticket))? })
     }
 
     // --- Use of resources ---
@@ -376,7 +389,7 @@ fn events(
     let stopped = async move {
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let events = stream::unfold(Some(receiver), |receiver| async {
+    let events = unfold(Some(receiver), |receiver| async {
         let mut receiver = receiver?;
         match receiver.recv().await {
             Ok(event) => Some((Ok(encode::pod::event(event)), Some(receiver))),

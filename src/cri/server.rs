@@ -44,7 +44,9 @@ pub async fn serve_on(
 ) -> Result<()> {
     let socket = UnixListener::from_std(socket).step(|| "taking the CRI socket over")?;
     let (stop, stopping) = watch::channel(false);
-    let runtime = RuntimeServiceServer::new(Runtime::new(node.clone(), Host::detect(), stopping.clone()))
+    let streaming = crate::stream::Server::open(Arc::clone(&node)).await?;
+    let runtime = Runtime::new(node.clone(), Host::detect(), streaming, stopping.clone());
+    let runtime = RuntimeServiceServer::new(runtime)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(Images::new(node))

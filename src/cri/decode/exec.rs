@@ -1,9 +1,11 @@
-//! ExecSync.
+//! ExecSync, Exec, Attach.
 
 use std::time::Duration;
 
-use crate::cri::decode::{seconds, text};
+use crate::cri::decode::{id, seconds, text};
+use crate::cri::wire::{AttachRequest, ExecRequest};
 use crate::error::{Error, Result};
+use crate::stream::{Attach, Exec, Wanted};
 
 /// Zero seconds: no limit.
 pub(in crate::cri) fn exec_sync(cmd: Vec<String>, timeout: i64) -> Result<(Vec<String>, Duration)> {
@@ -17,9 +19,53 @@ pub(in crate::cri) fn exec_sync(cmd: Vec<String>, timeout: i64) -> Result<(Vec<S
     Ok((text::each("cmd", cmd, text::plain)?, seconds(timeout)))
 }
 
+pub(in crate::cri) fn exec(request: ExecRequest) -> Result<Exec> {
+    let container_id = id("container_id", &request.container_id)?.to_owned();
+    let (argv, _) = exec_sync(request.cmd, 0)?;
+    let ExecRequest { stdin, stdout, stderr, tty, .. } = request;
+    Ok(Exec { container_id, argv, wanted: wanted(Wanted { stdin, stdout, stderr, tty })? })
+}
+
+pub(in crate::cri) fn attach(request: AttachRequest) -> Result<Attach> {
+    let container_id = id("container_id", &request.container_id)?.to_owned();
+    let AttachRequest { stdin, stdout, stderr, tty, .. } = request;
+    Ok(Attach { container_id, wanted: wanted(Wanted { stdin, stdout, stderr, tty })? })
+}
+
+/// What the proto asks of every request for streams.
+fn wanted(wanted: Wanted) -> Result<Wanted> {
+    if wanted.tty && wanted.stderr {
+        return Err(Error::invalid("tty and stderr: a terminal has one output"));
+    }
+    if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+        return Err(Error::invalid("one of stdin, stdout and stderr must be asked for"));
+    }
+    Ok(wanted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_are_asked_for_in_ways_that_make_sense() {
+        let request = |stdin, stdout, stderr, tty| AttachRequest {
+            container_id: "c".into(),
+            stdin,
+            tty,
+            stdout,
+            stderr,
+        };
+        assert!(attach(request(false, false, false, false)).is_err());
+        assert!(attach(request(false, true, true, true)).is_err());
+        assert!(attach(request(true, false, false, true)).unwrap().wanted.stdin);
+        let exec = |cmd: &[&str]| {
+            let cmd = cmd.iter().map(|a| (*a).to_owned()).collect();
+            exec(ExecRequest { container_id: "c".into(), cmd, stdout: true, ..ExecRequest::default() })
+        };
+        assert!(exec(&[]).is_err());
+        assert_eq!(exec(&["true"]).unwrap().argv, ["true"]);
+    }
 
     #[test]
     fn a_command_is_needed() {

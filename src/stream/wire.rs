@@ -1,0 +1,313 @@
+//! A client's connection below its protocol: bytes out, one write at a time; bytes in, with a buffer
+//! that is as large as what comes; and when both were last used.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::server::TlsStream;
+
+use super::chunk::Part;
+use super::websocket::frame;
+
+/// Control frames that wait for a client that does not read.
+const MAX_CONTROL: usize = 64 << 10;
+/// What a silent connection reads into, and a busy one.
+const READ_FIRST: usize = 4 << 10;
+const READ_LAST: usize = 128 << 10;
+/// How often a client whose bytes nobody takes is asked whether it is still there.
+const HANG_UP_INTERVAL: Duration = Duration::from_secs(1);
+
+pub type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
+pub type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
+
+/// What hyper serves requests on, and gives back.
+pub enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        tcp.as_fd().try_clone_to_owned()
+    }
+
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Self::Plain(tcp) => {
+                let (read, write) = tcp.into_split();
+                (Box::new(read), Box::new(write))
+            }
+            Self::Tls(tls) => {
+                let (read, write) = tokio::io::split(tls);
+                (Box::new(read), Box::new(write))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// The client is gone, or its connection is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+/// The way out of a connection, shared by all its streams.
+pub struct Wire {
+    writer: tokio::sync::Mutex<WriteHalf>,
+    /// Whole frames that go between two writes.
+    control: Mutex<Vec<u8>>,
+    /// Every write is a WebSocket message: the connection is a tunnel.
+    tunnel: bool,
+    /// A duplicate of the connection's socket, to be asked whether the client hung up.
+    socket: Option<OwnedFd>,
+    gone: AtomicBool,
+    went: Notify,
+    since: Instant,
+    /// Milliseconds after `since` at which something last moved.
+    used: AtomicU64,
+}
+
+impl Wire {
+    pub fn new(writer: WriteHalf, socket: Option<OwnedFd>, tunnel: bool) -> Arc<Self> {
+        Arc::new(Self {
+            writer: tokio::sync::Mutex::new(writer),
+            control: Mutex::default(),
+            tunnel,
+            socket,
+            gone: AtomicBool::new(false),
+            went: Notify::new(),
+            since: Instant::now(),
+            used: AtomicU64::new(0),
+        })
+    }
+
+    /// Writes a frame whole.
+    pub async fn send(&self, mut frame: Part<'_>) -> Result<(), Gone> {
+        if self.tunnel {
+            let (header, length) = frame::header(frame::BINARY, frame.as_slice().len());
+            // There is room: Chunk sees to it.
+            if !frame.prepend(&header[..length]) {
+                return self.fail();
+            }
+        }
+        self.write(frame.as_slice()).await
+    }
+
+    async fn write(&self, bytes: &[u8]) -> Result<(), Gone> {
+        {
+            let mut writer = self.writer.lock().await;
+            if self.is_gone() {
+                return Err(Gone);
+            }
+            let written = async {
+                writer.write_all(bytes).await?;
+                let control = self.take_control();
+                if !control.is_empty() {
+                    writer.write_all(&control).await?;
+                }
+                writer.flush().await
+            };
+            if written.await.is_err() {
+                return self.fail();
+            }
+            self.touch();
+        }
+        // What was put there while nobody could get hold of the writer.
+        self.flush_control().await
+    }
+
+    /// Has a short frame written soon, whoever writes at the time. Never waits: an answer to a frame
+    /// must not keep the next one from being read.
+    pub fn put_control(&self, frame: &[u8]) -> Result<(), Gone> {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        if control.len() + frame.len() > MAX_CONTROL {
+            drop(control);
+            return self.fail();
+        }
+        if self.tunnel {
+            let (header, length) = frame::header(frame::BINARY, frame.len());
+            control.extend_from_slice(&header[..length]);
+        }
+        control.extend_from_slice(frame);
+        Ok(())
+    }
+
+    /// A frame of the WebSocket itself, which is never inside the tunnel.
+    pub fn put_raw(&self, bytes: &[u8]) -> Result<(), Gone> {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        if control.len() + bytes.len() > MAX_CONTROL {
+            drop(control);
+            return self.fail();
+        }
+        control.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes what [`Self::put_control`] has left, unless somebody is writing, who will.
+    pub async fn flush_control(&self) -> Result<(), Gone> {
+        while !self.control.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            let Ok(mut writer) = self.writer.try_lock() else { return Ok(()) };
+            if self.is_gone() {
+                return Err(Gone);
+            }
+            let control = self.take_control();
+            let written = async {
+                writer.write_all(&control).await?;
+                writer.flush().await
+            };
+            if written.await.is_err() {
+                return self.fail();
+            }
+        }
+        Ok(())
+    }
+
+    fn take_control(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.control.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says to the client that nothing more comes.
+    pub async fn shut_down(&self) {
+        let _ = self.flush_control().await;
+        let _ = self.writer.lock().await.shutdown().await;
+    }
+
+    /// Something came.
+    pub fn touch(&self) {
+        self.used.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing has moved for so long.
+    pub async fn idle(&self, limit: Duration) {
+        loop {
+            let used = Duration::from_millis(self.used.load(Ordering::Relaxed));
+            let quiet = self.since.elapsed().saturating_sub(used);
+            if quiet >= limit {
+                return;
+            }
+            tokio::time::sleep(limit - quiet).await;
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// From now on everything fails.
+    pub fn go(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.went.notify_waiters();
+    }
+
+    fn fail<T>(&self) -> Result<T, Gone> {
+        self.go();
+        Err(Gone)
+    }
+
+    /// Waits until the client is gone.
+    pub async fn gone(&self) {
+        loop {
+            let went = self.went.notified();
+            if self.is_gone() {
+                return;
+            }
+            went.await;
+        }
+    }
+}
+
+impl Wire {
+    /// Waits until the client has closed its end, whatever of its bytes is still unread: for who does
+    /// not read at the moment.
+    pub async fn hung_up(&self) {
+        loop {
+            tokio::time::sleep(HANG_UP_INTERVAL).await;
+            let Some(socket) = &self.socket else { continue };
+            let mut poll = [PollFd::new(socket, PollFlags::RDHUP)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+/// The way in: reads as much at once as came the last time.
+pub struct Intake {
+    reader: ReadHalf,
+    /// What came behind the request.
+    begun: Bytes,
+    size: usize,
+}
+
+impl Intake {
+    pub fn new(reader: ReadHalf, begun: Bytes) -> Self {
+        Self { reader, begun, size: READ_FIRST }
+    }
+
+    /// Appends what comes. Zero: the end.
+    pub async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        if !self.begun.is_empty() {
+            buffer.extend_from_slice(&self.begun);
+            return Ok(std::mem::take(&mut self.begun).len());
+        }
+        if buffer.is_empty() && buffer.capacity() < self.size {
+            // The old memory goes, if it is not in use, and no byte of it is copied.
+            *buffer = BytesMut::with_capacity(self.size);
+        } else {
+            buffer.reserve(self.size);
+        }
+        let room = buffer.capacity() - buffer.len();
+        let read = self.reader.read_buf(buffer).await?;
+        if read == room {
+            self.size = (self.size * 4).min(READ_LAST);
+        } else if read < self.size / 8 {
+            self.size = (self.size / 2).max(READ_FIRST);
+        }
+        Ok(read)
+    }
+}
