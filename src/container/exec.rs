@@ -85,14 +85,7 @@ impl Template {
     }
 
     /// Enters the container by its pidfd and becomes what its main process is.
-    fn plan(
-        &self,
-        pidfd: &Arc<OwnedFd>,
-        argv: &[String],
-        entry: Entry,
-        oom: i64,
-        stdio: Stdio,
-    ) -> Plan {
+    fn plan(&self, pidfd: &Arc<OwnedFd>, argv: &[String], entry: Entry, oom: i64, stdio: Stdio) -> Plan {
         let mut fds = FdList::default();
         let target = fds.push(Arc::clone(pidfd));
         let namespaces = libc::CLONE_NEWNS
@@ -269,7 +262,7 @@ impl Guard {
         stdio: Stdio,
     ) -> Result<Process> {
         let template = template(&self.node, container)?;
-        if template.loads_in_sight(false) {
+        if template.loads_in_sight(stdio.terminal) {
             exposure::refuse_if_traced(&self.node, container)?;
         }
         let entry = self.cgroup.as_ref().map(|c| self.node.cgroups.entry(c)).transpose()?.unwrap_or_default();

@@ -6,8 +6,8 @@
 mod child;
 pub mod client;
 mod control;
-pub mod filter;
 pub mod feed;
+pub mod filter;
 mod init;
 pub mod log;
 mod log_copy;

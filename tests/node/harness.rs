@@ -250,7 +250,8 @@ impl Daemon {
     pub fn in_namespaces(&self, program: &str, arguments: &[&str]) {
         let output = self.namespaces.enter().arg(program).args(arguments).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {arguments:?}: {error}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{program} {arguments:?}: {error}{said}");
     }
 }
 

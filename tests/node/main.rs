@@ -25,3 +25,4 @@ mod resources;
 mod seed;
 mod streams;
 mod tracing;
+mod streaming;

@@ -1,0 +1,192 @@
+//! Exec sessions: what reaches the program and what comes back, and who outlives whom.
+
+use std::time::Duration;
+
+use podwright::cri::wire as cri;
+use tonic::Code;
+
+use super::client::{Session, V4, V5, exec_url, raise_loopback};
+use crate::harness::{Daemon, pod, script};
+
+async fn start() -> (Daemon, String) {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("stream")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    (daemon, id)
+}
+
+/// Waits for something that the kernel does in its own time (up to 20 s).
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not come to this: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_16_streams_and_status_over_every_protocol() {
+    let (daemon, id) = start().await;
+    for protocol in [V5, V4, "v4.base64.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io", ""] {
+        for (code, end) in [(0, "true"), (3, "exit 3"), (137, "kill -9 $$")] {
+            let argv = ["sh", "-c", &format!("read line; echo \"got $line\"; echo apart >&2; {end}")];
+            let mut session =
+                Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, protocol).await;
+            session.send(0, b"this\n").await;
+            let said = session.end().await;
+            assert_eq!((said.out().as_str(), said.stderr.as_slice()), ("got this\n", &b"apart\n"[..]));
+            if protocol.starts_with('v') {
+                assert_eq!(said.exit_code(), code, "{protocol}");
+            } else {
+                let text = if code == 0 { String::new() } else { format!("exit status {code}") };
+                assert!(said.error.ends_with(&text), "{said:?}");
+                assert_eq!(said.error.is_empty(), code == 0);
+            }
+        }
+    }
+    let session = Session::open(&daemon, &exec_url(&daemon, &id, &["/no/such"], false).await, V4).await;
+    let said = session.end().await;
+    assert_eq!(said.status()["reason"], "InternalError");
+    assert!(said.status()["message"].as_str().unwrap().contains("/no/such"), "{said:?}");
+    let exec = |id: &str| cri::ExecRequest {
+        container_id: id.into(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..cri::ExecRequest::default()
+    };
+    assert_eq!(daemon.runtime().exec(exec("unknown")).await.unwrap_err().code(), Code::NotFound);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_ends_when_the_client_says_so() {
+    let (daemon, id) = start().await;
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &["sha256sum"], false).await, V5).await;
+    let block = vec![b'x'; 100_000];
+    for _ in 0..50 {
+        session.send(0, &block).await;
+    }
+    session.close(0).await;
+    let said = session.end().await;
+    let expected =
+        daemon.exec(&id, &["sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x | sha256sum"]).await;
+    assert_eq!(said.out().as_bytes(), expected.unwrap().stdout);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_has_the_size_that_the_client_tells() {
+    let (daemon, id) = start().await;
+    let argv = ["sh", "-c", "tty; echo $TERM; read a; stty size; read b; stty size; test -t 2; exit $?"];
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, true).await, V5).await;
+    session.until("xterm").await;
+    session.resize(101, 31).await;
+    session.send(0, b"a\n").await;
+    session.until("31 101").await;
+    session.resize(202, 62).await;
+    session.send(0, b"b\n").await;
+    let said = session.end().await;
+    assert!(said.out().contains("/dev/pts/") && said.out().contains("62 202"), "{said:?}");
+    assert_eq!(said.exit_code(), 0);
+    // ^C is the terminal's business.
+    let argv = ["sh", "-c", "trap 'exit 9' INT; echo up; while :; do sleep 0.1; done"];
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, true).await, V4).await;
+    session.until("up").await;
+    session.send(0, b"\x03").await;
+    assert_eq!(session.end().await.exit_code(), 9);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_children_do_not_hold_a_session() {
+    let (daemon, id) = start().await;
+    for tty in [false, true] {
+        let argv = ["sh", "-c", "trap '' HUP; (sleep 555; :) & echo on; exit 4"];
+        let session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, tty).await, V4).await;
+        let said = session.end().await;
+        assert_eq!((said.out().trim_end(), said.exit_code()), ("on", 4));
+    }
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_a_client_that_went_away() {
+    let (daemon, id) = start().await;
+    let fds = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let alive = async |text: &str| {
+        let ps = daemon.exec(&id, &["sh", "-c", "ps -o args | grep -v grep"]).await.unwrap();
+        String::from_utf8(ps.stdout).unwrap().contains(text)
+    };
+    // So that what is opened once is open.
+    Session::open(&daemon, &exec_url(&daemon, &id, &["true"], false).await, V4).await.end().await;
+    let before = fds();
+    for (tty, text) in [(true, "sleep 801"), (false, "sleep 0.0802")] {
+        let script = if tty { format!("echo up; {text}") } else { format!("while echo up; do {text}; done") };
+        let argv = ["sh", "-c", &script];
+        let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, tty).await, V4).await;
+        session.until("up").await;
+        drop(session);
+        eventually("the program has ended", async || !alive(text).await).await;
+    }
+    eventually("every descriptor is closed", async || fds() <= before).await;
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_the_keeper_ends_no_session() {
+    let (daemon, id) = start().await;
+    let argv = ["sh", "-c", "echo up; read line; echo got $line; exit 6"];
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, V4).await;
+    session.until("up").await;
+    daemon.kill_keeper();
+    session.send(0, b"this\n").await;
+    let said = session.end().await;
+    assert_eq!((said.out().as_str(), said.exit_code()), ("up\ngot this\n", 6));
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_the_daemon_ends_sessions_and_no_container() {
+    let (mut daemon, id) = start().await;
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &["cat"], false).await, V4).await;
+    session.send(0, b"up\n").await;
+    session.until("up").await;
+    daemon.kill();
+    session.end().await;
+    daemon.start_again().await;
+    raise_loopback(&daemon);
+    assert_eq!(daemon.status(&id).await.state, cri::ContainerState::ContainerRunning as i32);
+    eventually("the program of the session has ended", async || {
+        let ps = daemon.exec(&id, &["sh", "-c", "ps -o args | grep -v grep | grep -c '^cat'"]).await;
+        ps.unwrap().stdout == b"0\n"
+    })
+    .await;
+    let session = Session::open(&daemon, &exec_url(&daemon, &id, &["true"], false).await, V4).await;
+    assert_eq!(session.end().await.exit_code(), 0);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_stops_the_program() {
+    let (daemon, id) = start().await;
+    let argv = ["sh", "-c", "echo $$; exec cat /dev/zero"];
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, V4).await;
+    session.until("\n").await;
+    // It has stopped once its reads are where they were.
+    let read = async || {
+        let io = daemon.exec(&id, &["sh", "-c", "cat /proc/$(pidof cat)/io | grep rchar"]).await.unwrap();
+        String::from_utf8(io.stdout).unwrap()
+    };
+    let mut last = read().await;
+    eventually("the program waits", async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = read().await;
+        std::mem::replace(&mut last, now) == last
+    })
+    .await;
+    drop(session);
+    daemon.finish().await;
+}

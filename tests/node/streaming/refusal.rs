@@ -1,0 +1,151 @@
+//! What the server refuses, and what a hostile client costs.
+
+use podwright::cri::wire as cri;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
+
+use super::client::{Session, V4, V5, attach_url, connect, exec_url, raise_loopback};
+use crate::harness::{Daemon, pod, script};
+
+const WEBSOCKET: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n";
+
+/// The status and what follows it.
+async fn ask(daemon: &Daemon, url: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut tcp = connect(daemon, url).await;
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(20), tcp.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    (status, answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_18_a_url_is_for_one_use_and_one_thing() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("refusal")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    let url = exec_url(&daemon, &id, &["true"], false).await;
+    let path = |url: &str| format!("/{}", url.splitn(4, '/').nth(3).unwrap());
+    assert_eq!(Session::open(&daemon, &url, V4).await.end().await.exit_code(), 0);
+    assert_eq!(ask(&daemon, &url, "GET", &path(&url), WEBSOCKET).await.0, 404, "a token was used twice");
+    let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
+    let cases = [
+        ("GET", "", 400),
+        ("PUT", WEBSOCKET, 405),
+        ("POST", WEBSOCKET, 405),
+        ("GET", "Connection: Upgrade\r\nUpgrade: h2c\r\n", 400),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 8\r\n", 426),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n", 400),
+        ("GET", &format!("{WEBSOCKET}Sec-WebSocket-Protocol: chat, v9.channel.k8s.io\r\n"), 403),
+        ("POST", &format!("{spdy}X-Stream-Protocol-Version: v9.channel.k8s.io\r\n"), 403),
+    ];
+    for (method, headers, status) in cases {
+        let url = exec_url(&daemon, &id, &["true"], false).await;
+        let (got, answer) = ask(&daemon, &url, method, &path(&url), headers).await;
+        assert_eq!(got, status, "{method} {headers}: {answer}");
+        if headers.contains("X-Stream") {
+            assert!(answer.to_lowercase().contains("x-accepted-stream-protocol-versions: v4.channel.k8s.io"));
+        }
+    }
+    for wrong in ["/", "/exec", "/exec/", "/exec/AAAAAAAAAAAAAAAAAAAAAA", "/exec/../exec", "/healthz"] {
+        assert_eq!(ask(&daemon, &url, "GET", wrong, WEBSOCKET).await.0, 404, "{wrong}");
+    }
+    // A token of one kind opens nothing of another, and is gone.
+    let url = exec_url(&daemon, &id, &["true"], false).await;
+    let other = path(&url).replace("/exec/", "/attach/");
+    assert_eq!(ask(&daemon, &url, "GET", &other, WEBSOCKET).await.0, 404);
+    assert_eq!(ask(&daemon, &url, "GET", &path(&url), WEBSOCKET).await.0, 404);
+    // The peers look at no Origin: the API server's proxy passes on its client's.
+    let url = exec_url(&daemon, &id, &["true"], false).await;
+    let headers = format!("{WEBSOCKET}Origin: https://elsewhere.example\r\n");
+    assert_eq!(ask(&daemon, &url, "GET", &path(&url), &headers).await.0, 101);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_18_a_thousand_urls_may_wait() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("many")).await;
+    let mut runtime = daemon.runtime();
+    let request = || cri::PortForwardRequest { pod_sandbox_id: pod.0.clone(), port: vec![] };
+    for _ in 0..1000 {
+        runtime.port_forward(request()).await.unwrap();
+    }
+    assert_eq!(runtime.port_forward(request()).await.unwrap_err().code(), Code::ResourceExhausted);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_slow_or_long_winded_costs_nothing() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("slow")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    let url = exec_url(&daemon, &id, &["true"], false).await;
+    let mut slow = Vec::new();
+    for _ in 0..1100 {
+        let mut tcp = connect(&daemon, &url).await;
+        let _ = tcp.write_all(b"GET /exec/x HTTP/1.1\r\nX-Slow: ").await;
+        slow.push(tcp);
+    }
+    let long = format!("X-Long: {}\r\n", "x".repeat(100_000));
+    let (status, answer) = ask(&daemon, &url, "GET", "/exec/x", &long).await;
+    assert!(matches!(status, 431 | 400 | 0), "{answer}");
+    assert_eq!(Session::open(&daemon, &url, V4).await.end().await.exit_code(), 0);
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_make_no_sense_end_their_session_alone() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("nonsense")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    // Of no channel: dropped.
+    let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &["cat"], false).await, V4).await;
+    for channel in [1, 2, 3, 5, 77, 255] {
+        session.send(channel, b"x").await;
+    }
+    session.send(0, b"still here\n").await;
+    session.until("still here").await;
+    // A close signal of a channel that is none, and sizes of nobody.
+    let mut broken = Session::open(&daemon, &exec_url(&daemon, &id, &["cat"], false).await, V5).await;
+    broken.close(9).await;
+    assert_eq!(broken.end().await.error, "");
+    let mut odd = Session::open(&daemon, &exec_url(&daemon, &id, &["cat"], true).await, V5).await;
+    odd.send(4, b"{\"Width\":99999999}{{{{").await;
+    odd.send(0, b"odd\n").await;
+    odd.until("odd").await;
+    session.send(0, b"and here\n").await;
+    session.until("and here").await;
+    drop((session, odd));
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_sessions_and_no_more() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("full")).await;
+    let id = daemon.run(&pod, script("main", "echo up; sleep 1000")).await;
+    let mut sessions = Vec::new();
+    for _ in 0..500 {
+        sessions.push(Session::open(&daemon, &attach_url(&daemon, &id, false, false).await, V4).await);
+    }
+    let url = attach_url(&daemon, &id, false, false).await;
+    let refused = Session::try_open(&daemon, &url, V4).await.err().map(|e| e.to_string());
+    assert!(refused.as_deref().is_some_and(|text| text.contains("503")), "{refused:?}");
+    drop(sessions);
+    for _ in 0..400 {
+        let url = attach_url(&daemon, &id, false, false).await;
+        if Session::try_open(&daemon, &url, V4).await.is_ok() {
+            return daemon.finish().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("sessions that have ended take their places for ever");
+}

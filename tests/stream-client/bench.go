@@ -1,0 +1,170 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/tools/remotecommand"
+)
+
+// Figures as JSON, by name: milliseconds, MB/s (10^6 bytes), microseconds.
+func bench(s server) int {
+	figures := map[string]float64{}
+	measures := []struct {
+		name string
+		run  func(server, transport) (float64, error)
+	}{
+		{"exec(true), p50, ms", execTrue},
+		{"stdout, MB/s", stdoutRate},
+		{"stdin, MB/s", stdinRate},
+		{"port-forward, MB/s", forwardRate},
+		{"port-forward, one byte, p50, us", forwardEcho},
+	}
+	code := 0
+	for _, m := range measures {
+		for _, t := range []transport{spdyTransport, wsTransport} {
+			name := fmt.Sprintf("%s %s", t, m.name)
+			if !strings.Contains(name, *only) {
+				continue
+			}
+			figure, err := m.run(s, t)
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+				code = 1
+				continue
+			}
+			figures[name] = figure
+		}
+	}
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	_ = out.Encode(figures)
+	return code
+}
+
+func median(values []time.Duration) time.Duration {
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+func execTrue(s server, t transport) (float64, error) {
+	var all []time.Duration
+	for range 100 {
+		begun := time.Now()
+		if err := t.run(s, []string{"true"}, remotecommand.StreamOptions{Stdout: io.Discard}); err != nil {
+			return 0, err
+		}
+		all = append(all, time.Since(begun))
+	}
+	return float64(median(all).Microseconds()) / 1000, nil
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
+func rate(bytes int64, begun time.Time) float64 {
+	return float64(bytes) / 1e6 / time.Since(begun).Seconds()
+}
+
+func stdoutRate(s server, t transport) (float64, error) {
+	size := int64(*megabytes) << 20
+	var got counter
+	begun := time.Now()
+	argv := []string{"dd", "if=/dev/zero", "bs=64k", fmt.Sprintf("count=%d", size>>16)}
+	if err := t.run(s, argv, remotecommand.StreamOptions{Stdout: &got}); err != nil {
+		return 0, err
+	}
+	if int64(got) != size {
+		return 0, fmt.Errorf("%d of %d bytes came", got, size)
+	}
+	return rate(size, begun), nil
+}
+
+func stdinRate(s server, t transport) (float64, error) {
+	size := int64(*megabytes) << 20
+	reader := io.LimitReader(&repeat{block: make([]byte, 1<<20)}, size)
+	var out strings.Builder
+	begun := time.Now()
+	options := remotecommand.StreamOptions{Stdin: reader, Stdout: io.Discard, Stderr: &out}
+	if err := t.run(s, []string{"dd", "of=/dev/null", "bs=64k"}, options); err != nil {
+		return 0, err
+	}
+	took := rate(size, begun)
+	if !strings.Contains(out.String(), fmt.Sprintf("%d bytes", size)) {
+		return 0, fmt.Errorf("of %d bytes the container saw %q", size, out.String())
+	}
+	return took, nil
+}
+
+func forwardRate(s server, t transport) (float64, error) {
+	size := int64(*megabytes) << 20
+	source := func(c net.Conn) {
+		defer c.Close()
+		_, _ = io.Copy(c, io.LimitReader(&repeat{block: make([]byte, 1<<20)}, size))
+	}
+	port, stop, err := listen("127.0.0.1:0", source)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	f, err := forward(s, t, port)
+	if err != nil {
+		return 0, err
+	}
+	defer f.stop()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", f.local[0]))
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	begun := time.Now()
+	var got counter
+	if _, err := io.Copy(&got, conn); err != nil {
+		return 0, err
+	}
+	if int64(got) != size {
+		return 0, fmt.Errorf("%d of %d bytes came", got, size)
+	}
+	return rate(size, begun), nil
+}
+
+func forwardEcho(s server, t transport) (float64, error) {
+	port, stop, err := echoServer("127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	f, err := forward(s, t, port)
+	if err != nil {
+		return 0, err
+	}
+	defer f.stop()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", f.local[0]))
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	var all []time.Duration
+	byteBuffer := []byte{1}
+	for range 2000 {
+		begun := time.Now()
+		if _, err := conn.Write(byteBuffer); err != nil {
+			return 0, err
+		}
+		if _, err := io.ReadFull(conn, byteBuffer); err != nil {
+			return 0, err
+		}
+		all = append(all, time.Since(begun))
+	}
+	return float64(median(all).Nanoseconds()) / 1000, nil
+}

@@ -1,0 +1,116 @@
+// The client side of Kubernetes' own libraries against a CRI runtime's streaming server.
+//
+//	stream-client -cri SOCKET -container ID -pod ID -netns PATH check    everything, byte for byte
+//	stream-client -cri SOCKET -container ID -pod ID -netns PATH bench    figures, as JSON
+//	stream-client bench-reference                                        the same of the reference server
+//
+// The container runs something with a shell, head, cat, sha256sum, stty and tar in it (busybox has
+// all). Exit code 0: all is well.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	restclient "k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+var (
+	socket    = flag.String("cri", "/run/podwright/podwright.sock", "the CRI `socket`")
+	container = flag.String("container", "", "`ID` of a running container")
+	pod       = flag.String("pod", "", "`ID` of its pod")
+	netns     = flag.String("netns", "", "`path` of the pod's network namespace; empty: the node's")
+	megabytes = flag.Int("mb", 64, "MiB for each bulk transfer")
+	only      = flag.String("run", "", "only what has this in its `name`")
+)
+
+func main() {
+	flag.Parse()
+	switch flag.Arg(0) {
+	case "check":
+		os.Exit(check(target()))
+	case "bench":
+		os.Exit(bench(target()))
+	case "bench-reference":
+		code := bench(reference())
+		_ = child.Kill()
+		os.Exit(code)
+	case "serve-reference":
+		serveReference()
+	default:
+		flag.Usage()
+		os.Exit(2)
+	}
+}
+
+// A server is asked for URLs.
+type server interface {
+	exec(r *cri.ExecRequest) (string, error)
+	portForward(r *cri.PortForwardRequest) (string, error)
+}
+
+type runtime struct{ client cri.RuntimeServiceClient }
+
+func target() server {
+	conn, err := grpc.NewClient("unix://"+*socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		panic(err)
+	}
+	return runtime{cri.NewRuntimeServiceClient(conn)}
+}
+
+func (r runtime) exec(q *cri.ExecRequest) (string, error) {
+	answer, err := r.client.Exec(context.Background(), q)
+	return answer.GetUrl(), err
+}
+
+func (r runtime) portForward(q *cri.PortForwardRequest) (string, error) {
+	answer, err := r.client.PortForward(context.Background(), q)
+	return answer.GetUrl(), err
+}
+
+// How a client speaks.
+type transport string
+
+const (
+	spdyTransport transport = "SPDY"
+	wsTransport   transport = "WebSocket"
+)
+
+// Runs a command with these streams, up to its status.
+func (t transport) run(s server, argv []string, o remotecommand.StreamOptions) error {
+	target, err := s.exec(&cri.ExecRequest{
+		ContainerId: *container, Cmd: argv, Tty: o.Tty,
+		Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil,
+	})
+	if err != nil {
+		return fmt.Errorf("asking for a URL: %w", err)
+	}
+	executor, err := t.executor(target)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	return executor.StreamWithContext(ctx, o)
+}
+
+func (t transport) executor(target string) (remotecommand.Executor, error) {
+	config := &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{Insecure: true}}
+	if t == wsTransport {
+		return remotecommand.NewWebSocketExecutor(config, "GET", target)
+	}
+	u, err := url.Parse(target)
+	if err != nil {
+		return nil, err
+	}
+	return remotecommand.NewSPDYExecutor(config, "POST", u)
+}
