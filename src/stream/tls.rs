@@ -162,7 +162,8 @@ mod tests {
             used.key.cert[0].clone()
         };
         assert_eq!(used(), first);
-        assert_eq!(used(), write(50));
+        let second = write(50);
+        assert_eq!(used(), second);
         std::fs::write(&key, "no key").unwrap();
         assert!(read(&certificate, &key).unwrap_err().message.contains("tls.key"));
     }
