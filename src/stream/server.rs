@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
@@ -37,6 +37,8 @@ const MAX_HEAD: usize = 32 << 10;
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// For a connection to come to its upgrade.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(30);
+/// Connections that the kernel keeps for us.
+const BACKLOG: u32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub struct Server {
@@ -56,9 +58,7 @@ impl Server {
     pub async fn open(node: Arc<Node>) -> Result<Arc<Self>> {
         let config = &node.config.streaming;
         let address = &config.address;
-        let listener = TcpListener::bind(address.as_str())
-            .await
-            .step(|| format!("listening for streams on {address}"))?;
+        let listener = listen(address).step(|| format!("listening for streams on {address}"))?;
         let local = listener.local_addr().step(|| "asking for the streaming server's address")?;
         let tls = Tls::open(config, local)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -81,6 +81,23 @@ impl Server {
         let path = ticket.path();
         Ok(format!("{}/{path}/{}", self.base, self.tokens.issue(ticket)?))
     }
+}
+
+/// Also on an address that is not there yet: a node whose network comes up late has its pods all the
+/// same.
+fn listen(address: &str) -> std::io::Result<TcpListener> {
+    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    match address {
+        SocketAddr::V4(_) => rustix::net::sockopt::set_ip_freebind(&socket, true)?,
+        SocketAddr::V6(_) => rustix::net::sockopt::set_ipv6_freebind(&socket, true)?,
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// host:port as clients are told it: what is configured, else where we listen, or the loopback of an

@@ -237,7 +237,7 @@ async fn linger(wire: &Wire) {
 
 async fn source(wire: &Arc<Wire>, reader: ReadHalf, begun: Bytes, agreed: &Agreed) -> Source {
     match agreed {
-        Agreed::Tunnel => Source::Tunnel(Messages::new(reader, begun, Arc::clone(wire)).await),
+        Agreed::Tunnel => Source::Tunnel(Box::new(Messages::new(reader, begun, Arc::clone(wire)).await)),
         _ => Source::Direct(Intake::new(reader, begun)),
     }
 }

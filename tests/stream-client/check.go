@@ -10,7 +10,6 @@ import (
 	"io"
 	"math/rand"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -373,32 +372,40 @@ func roundTrip(port uint16, size int64) error {
 	return nil
 }
 
+// On one connection: a port that nobody listens on, then one that somebody does.
 func refusedPort(s server, t transport) error {
 	port, stop, err := echoServer("127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	defer stop()
-	f, err := forward(s, t, 1, port)
-	if err != nil {
-		return err
-	}
-	defer f.stop()
-	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", f.local[0]))
+	conn, err := dialForward(s, t)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%d bytes, %v", n, err)
+	_, told, err := connectPort(conn, 1, 1)
+	if err != nil {
+		return err
 	}
-	// client-go ends its whole forwarder where one port is refused; ours is told why.
-	for range 100 {
-		if strings.Contains(f.errors.text(), "refused") {
-			return nil
-		}
-		time.Sleep(50 * time.Millisecond)
+	if text, err := io.ReadAll(told); err != nil || !strings.Contains(string(text), "refused") {
+		return fmt.Errorf("the error stream says %q, %v", text, err)
 	}
-	return fmt.Errorf("the error is %q", f.errors.text())
+	data, told, err := connectPort(conn, port, 2)
+	if err != nil {
+		return err
+	}
+	content := random(100_000)
+	go func() {
+		_, _ = data.Write(content)
+		_ = data.Close()
+	}()
+	back, err := io.ReadAll(data)
+	if err != nil || !bytes.Equal(back, content) {
+		return fmt.Errorf("after a refused port %d of %d bytes came back, %v", len(back), len(content), err)
+	}
+	if text, err := io.ReadAll(told); err != nil || len(text) > 0 {
+		return fmt.Errorf("the second error stream says %q, %v", text, err)
+	}
+	return nil
 }

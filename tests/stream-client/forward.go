@@ -11,11 +11,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 )
 
 // Listens in the pod's network namespace and sends back what comes.
@@ -134,4 +134,33 @@ func (t transport) dialer(target string) (httpstream.Dialer, error) {
 		return nil, err
 	}
 	return spdy.NewDialer(upgrader, &http.Client{Transport: wrapper}, "POST", u), nil
+}
+
+// A connection for streams of one's own making.
+func dialForward(s server, t transport) (httpstream.Connection, error) {
+	target, err := s.portForward(&cri.PortForwardRequest{PodSandboxId: *pod})
+	if err != nil {
+		return nil, err
+	}
+	dialer, err := t.dialer(target)
+	if err != nil {
+		return nil, err
+	}
+	conn, _, err := dialer.Dial("portforward.k8s.io")
+	return conn, err
+}
+
+// The data and the error stream of one connection to a port.
+func connectPort(conn httpstream.Connection, port uint16, request int) (data, told httpstream.Stream, err error) {
+	headers := http.Header{}
+	headers.Set("streamType", "error")
+	headers.Set("port", fmt.Sprint(port))
+	headers.Set("requestID", fmt.Sprint(request))
+	if told, err = conn.CreateStream(headers); err != nil {
+		return nil, nil, err
+	}
+	_ = told.Close()
+	headers.Set("streamType", "data")
+	data, err = conn.CreateStream(headers)
+	return data, told, err
 }

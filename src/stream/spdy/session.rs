@@ -170,7 +170,7 @@ impl Reader {
         let headers = self.headers.read(block)?;
         let open = {
             let mut state = lock(&self.shared.state);
-            if id == 0 || id % 2 == 0 {
+            if id.is_multiple_of(2) {
                 return Err(Broken("a stream whose ID is not a client's"));
             }
             if state.streams.contains_key(&id) {
@@ -219,7 +219,7 @@ impl Reader {
     async fn data(&mut self, id: u32, fin: bool, part: Bytes) {
         let Some(open) = self.shared.find(id) else {
             // Of a stream that has ended it may have been on its way.
-            if id > lock(&self.shared.state).last || id % 2 == 0 {
+            if id > lock(&self.shared.state).last || id.is_multiple_of(2) {
                 self.shared.reset(id, Reset::InvalidStream);
             }
             return;

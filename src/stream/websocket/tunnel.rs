@@ -89,7 +89,7 @@ impl Messages {
 /// Where a SPDY session's bytes come from.
 pub enum Source {
     Direct(Intake),
-    Tunnel(Messages),
+    Tunnel(Box<Messages>),
 }
 
 impl Source {

@@ -29,7 +29,7 @@ async fn what_kubernetes_clients_do() {
     raise_loopback(&daemon);
     let pod = daemon.run_pod(pod("go-client")).await;
     let id = daemon.run(&pod, script("main", "mkdir -p /tmp; sleep 10000")).await;
-    let netns = daemon.dir.path().join("netns").join(&pod.0);
+    let netns = daemon.dir.path().join("netns").join(format!("podwright-{}", &pod.0[..16]));
     let socket = daemon.dir.path().join("cri.sock");
     let megabytes = std::env::var("STREAM_MB").unwrap_or_else(|_| "64".into());
     let arguments = [
