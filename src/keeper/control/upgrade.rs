@@ -352,7 +352,8 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
         if rest.is_empty() { Ok((Unsent::default(), rest)) } else { postcard::take_from_bytes(rest) }
             .map_err(io::Error::other)?;
     let attached: Vec<AttachedState> =
-        if rest.is_empty() { Ok(Vec::new()) } else { postcard::from_bytes(rest) }.map_err(io::Error::other)?;
+        if rest.is_empty() { Ok(Vec::new()) } else { postcard::from_bytes(rest) }
+            .map_err(io::Error::other)?;
     drop(memory);
     let base = Base {
         listener: take_inherited(state.listener)?,
