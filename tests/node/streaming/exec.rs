@@ -141,7 +141,12 @@ async fn the_death_of_the_keeper_ends_no_session() {
     let argv = ["sh", "-c", "echo up; read line; echo got $line; exit 6"];
     let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, V4).await;
     session.until("up").await;
+    let former = daemon.keeper_pid();
     daemon.kill_keeper();
+    eventually("there is another keeper", async || {
+        daemon.keeper_pids().first().is_some_and(|pid| *pid != former)
+    })
+    .await;
     session.send(0, b"this\n").await;
     let said = session.end().await;
     assert_eq!((said.out().as_str(), said.exit_code()), ("up\ngot this\n", 6));
