@@ -23,6 +23,6 @@ mod reliability;
 mod requests;
 mod resources;
 mod seed;
+mod streaming;
 mod streams;
 mod tracing;
-mod streaming;
