@@ -143,8 +143,11 @@ async fn b36_stats_tell_use() {
     assert!(peak > 19_000_000 && peak <= 128 << 20, "{details:?}");
     assert!(details.cpu_time.is_some() && details.throttling.is_some(), "{details:?}");
     assert_eq!((details.oom_kills, details.pids_limit), (Some(0), Some(0)));
-    let mut processes = c.processes(&container).unwrap();
-    processes.sort();
+    // The shell may still be between two commands.
+    while c.processes(&container).unwrap().len() != 2 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let processes = c.processes(&container).unwrap();
     assert_eq!(processes.len(), 2, "{processes:?}");
     assert!(processes.contains(&(process.pid() as i32)));
     let all = c.stats(&pod).unwrap();
