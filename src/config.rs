@@ -11,10 +11,12 @@ mod message;
 mod validate;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Driver;
+use crate::image;
 use crate::network::Mode;
 
 /// Everything that can be set. `podwright config default` prints it.
@@ -64,11 +66,61 @@ pub struct NetworkConfig {
     pub cni_bin_dirs: Vec<PathBuf>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageConfig {
     /// host[:port] of registries that are spoken to without TLS. Loopback ones always are.
     pub insecure_registries: Vec<String>,
+    /// Searched for HOST/hosts.toml in this order.
+    pub certs_dirs: Vec<PathBuf>,
+    /// containers' registries.conf; empty: none.
+    pub registries_conf: PathBuf,
+    /// Docker's config.json or containers' auth.json, for pulls without a credential.
+    pub auth_files: Vec<PathBuf>,
+    /// Names with `*`: never collected.
+    pub pinned: Vec<String>,
+    /// Seconds without a byte after which a registry counts as stalled.
+    pub stall_timeout: u64,
+    /// Of one layer: bytes unpacked, entries, components of a path.
+    pub layer_bytes: u64,
+    pub layer_entries: u64,
+    pub layer_depth: usize,
+    pub proxy: ProxyConfig,
+}
+
+/// All empty: as the environment says (HTTP_PROXY, HTTPS_PROXY, NO_PROXY).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    pub http: String,
+    pub https: String,
+    /// Hosts, domains, addresses and networks that are reached without one, with commas between.
+    pub except: String,
+}
+
+impl ImageConfig {
+    /// The image service's own form of it; `root` is the store's.
+    pub fn service(&self, root: PathBuf) -> image::Config {
+        let ProxyConfig { http, https, except } = self.proxy.clone();
+        image::Config {
+            root,
+            registries: image::Settings {
+                certs_dirs: self.certs_dirs.clone(),
+                registries_conf: (!self.registries_conf.as_os_str().is_empty())
+                    .then(|| self.registries_conf.clone()),
+                auth_files: self.auth_files.clone(),
+                insecure: self.insecure_registries.clone(),
+                proxy: (self.proxy != ProxyConfig::default()).then_some(image::Proxy { http, https, except }),
+                stall: Duration::from_secs(self.stall_timeout),
+            },
+            limits: image::Limits {
+                bytes: self.layer_bytes,
+                entries: self.layer_entries,
+                depth: self.layer_depth,
+            },
+            pinned: self.pinned.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,6 +204,28 @@ impl Default for NetworkConfig {
             mtu: None,
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        }
+    }
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        let image::Limits { bytes, entries, depth } = image::Limits::default();
+        Self {
+            insecure_registries: Vec::new(),
+            certs_dirs: vec![
+                "/etc/podwright/certs.d".into(),
+                "/etc/containerd/certs.d".into(),
+                "/etc/docker/certs.d".into(),
+            ],
+            registries_conf: PathBuf::new(),
+            auth_files: vec!["/etc/podwright/auth.json".into()],
+            pinned: Vec::new(),
+            stall_timeout: 30,
+            layer_bytes: bytes,
+            layer_entries: entries,
+            layer_depth: depth,
+            proxy: ProxyConfig::default(),
         }
     }
 }

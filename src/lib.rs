@@ -11,6 +11,7 @@ pub mod config;
 pub mod container;
 pub mod cri;
 pub mod error;
+pub mod flight;
 pub mod image;
 pub mod keeper;
 pub mod network;

@@ -95,7 +95,9 @@ mod tests {
             ("network.brid = 'x'", "/etc/x.toml:1: unknown key \"brid\"; did you mean \"bridge\"?"),
             (
                 "[image]\nmirrors = []",
-                "/etc/x.toml:2: unknown key \"mirrors\"; known here: insecure_registries",
+                "/etc/x.toml:2: unknown key \"mirrors\"; known here: insecure_registries, certs_dirs, \
+                 registries_conf, auth_files, pinned, stall_timeout, layer_bytes, layer_entries, \
+                 layer_depth, proxy",
             ),
         ];
         for (text, expected) in cases {

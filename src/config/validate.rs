@@ -38,7 +38,35 @@ impl Config {
             return Err(refuse("container.volume_timeout", 0, "must be at least 1 second"));
         }
         self.validate_streaming()?;
-        self.image.insecure_registries.iter().try_for_each(|registry| registry_name(registry))
+        self.validate_image()
+    }
+
+    fn validate_image(&self) -> Result<()> {
+        let image = &self.image;
+        image.certs_dirs.iter().try_for_each(|dir| absolute_path("image.certs_dirs", dir))?;
+        image.auth_files.iter().try_for_each(|file| absolute_path("image.auth_files", file))?;
+        if !image.registries_conf.as_os_str().is_empty() {
+            absolute_path("image.registries_conf", &image.registries_conf)?;
+        }
+        let numbers = [
+            ("image.stall_timeout", image.stall_timeout),
+            ("image.layer_bytes", image.layer_bytes),
+            ("image.layer_entries", image.layer_entries),
+            ("image.layer_depth", image.layer_depth as u64),
+        ];
+        if let Some((key, _)) = numbers.into_iter().find(|(_, number)| *number == 0) {
+            return Err(refuse(key, 0, "must be at least 1"));
+        }
+        for (key, proxy) in
+            [("image.proxy.http", &image.proxy.http), ("image.proxy.https", &image.proxy.https)]
+        {
+            let known = ["http://", "https://", "socks5://", "socks5h://"];
+            if !proxy.is_empty() && !known.iter().any(|scheme| proxy.starts_with(scheme)) {
+                // It may have a password in it.
+                return Err(refuse(key, "its value", "is not a URL of http, https or socks5"));
+            }
+        }
+        image.insecure_registries.iter().try_for_each(|registry| registry_name(registry))
     }
 
     fn validate_streaming(&self) -> Result<()> {
@@ -198,10 +226,11 @@ mod tests {
         refused("network.cni_bin_dirs: ", |c| c.network.cni_bin_dirs = vec!["bin".into()]);
         refused("container.nofile: ", |c| c.container.nofile = (20, 10));
         refused("container.volume_timeout: ", |c| c.container.volume_timeout = 0);
-        refused("streaming.address: ", |c| c.streaming.address = "localhost".into());
-        refused("streaming.advertise: ", |c| c.streaming.advertise = "http://x".into());
-        refused("streaming.idle_timeout: ", |c| c.streaming.idle_timeout = 0);
-        refused("streaming.tls_certificate: ", |c| c.streaming.tls = StreamingTls::Files);
+        self.validate_streaming()?;
+        refused("image.certs_dirs: ", |c| c.image.certs_dirs = vec!["certs.d".into()]);
+        refused("image.registries_conf: ", |c| c.image.registries_conf = "x".into());
+        refused("image.stall_timeout: ", |c| c.image.stall_timeout = 0);
+        refused("image.proxy.https: ", |c| c.image.proxy.https = "proxy:3128".into());
         refused("image.insecure_registries: ", |c| {
             c.image.insecure_registries = vec!["http://x".into()];
         });

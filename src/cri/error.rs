@@ -26,6 +26,16 @@ impl From<Error> for Status {
     }
 }
 
+/// PullImage's errors: kubelet tells a registry that does not answer by the first word of the
+/// message, and looks at it only where the code is UNKNOWN (kubelet's images package and cri-api's
+/// errors).
+pub(in crate::cri) fn pull(error: Error) -> Status {
+    match error.kind {
+        Kind::Unavailable => Status::new(Code::Unknown, format!("RegistryUnavailable: {}", error.message)),
+        _ => error.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +44,16 @@ mod tests {
     fn behaviour_1_unknown_is_not_found() {
         let status = Status::from(Error::not_found("no container abc"));
         assert_eq!((status.code(), status.message()), (Code::NotFound, "no container abc"));
+    }
+
+    #[test]
+    fn a_registry_that_does_not_answer_is_what_kubelet_knows() {
+        let status = pull(Error::unavailable("registry a.b: refused"));
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unknown, "RegistryUnavailable: registry a.b: refused")
+        );
+        assert_eq!(pull(Error::not_found("x")).code(), Code::NotFound);
     }
 
     #[test]

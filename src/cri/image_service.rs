@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::cri::encode::pieces::{Pieces, pieces};
 use crate::cri::wire::image_service_server::ImageService;
 use crate::cri::wire::*;
-use crate::cri::{decode, encode};
+use crate::cri::{decode, encode, error};
 use crate::node::Node;
 
 pub(super) struct Images {
@@ -52,7 +52,7 @@ impl ImageService for Images {
         let request = request.into_inner();
         let auth = decode::image::auth(request.auth);
         let reference = decode::image::reference(request.image.as_ref())?;
-        let image_ref = self.node.images.pull(reference, auth).await?;
+        let image_ref = self.node.images.pull(reference, auth).await.map_err(error::pull)?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }
 

@@ -30,12 +30,18 @@ const BLOCKS: usize = 4;
 const BLOCK: usize = 128 << 10;
 
 /// Fetches, unpacks and verifies the layer, and stages it in the store.
-pub async fn fetch(session: &Session, layer: &Descriptor, diff_id: Digest, store: Arc<Store>) -> Result<()> {
+pub async fn fetch(
+    session: &Session,
+    layer: &Descriptor,
+    diff_id: Digest,
+    store: Arc<Store>,
+    limits: Limits,
+) -> Result<()> {
     let what = format!("blob {}", layer.digest);
     layer.check_layer().map_err(|e| session.failed(&what, e))?;
     let (sink, source) = mpsc::channel(CHUNKS);
     let digest = layer.digest;
-    let unpacking = tokio::task::spawn_blocking(move || unpack(source, digest, diff_id, &store));
+    let unpacking = tokio::task::spawn_blocking(move || unpack(source, digest, diff_id, &store, limits));
     if let Err(error) = session.blob(layer.digest, layer.size, &sink).await {
         // The unpacking thread fails with the same error.
         let _ = sink.send(Err(error)).await;
@@ -50,6 +56,7 @@ fn unpack(
     digest: Digest,
     diff_id: Digest,
     store: &Store,
+    limits: Limits,
 ) -> Result<()> {
     let staging = store.stage()?;
     let (full, blocks) = sync_channel(BLOCKS);
@@ -60,7 +67,7 @@ fn unpack(
             .spawn_scoped(scope, move || inflate(Download::new(source), &full, &spare));
         let inflating = inflating.map_err(|e| Error::io("starting a thread", e))?;
         let mut pipe = Pipe { blocks, empty, block: Vec::new(), at: 0, hasher: Sha256::new() };
-        let usage = unpack::apply(&mut pipe, &staging.fs(), Limits::default());
+        let usage = unpack::apply(&mut pipe, &staging.fs(), limits);
         let found = Digest::finish(std::mem::take(&mut pipe.hasher));
         // Without a reader the other thread ends.
         drop(pipe);

@@ -21,7 +21,9 @@ use self::digest::Digest;
 use self::pull::Puller;
 use self::reference::{Query, Reference};
 use self::registry::Registries;
+pub use self::registry::{Proxy, Settings};
 use self::store::Store;
+pub use self::unpack::Limits;
 use crate::{Error, Result};
 
 /// Credentials of one pull (the CRI's AuthConfig). Debug must not show them.
@@ -71,12 +73,15 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     /// Of the store.
     pub root: PathBuf,
-    /// Registries (HOST or HOST:PORT) that may be plain HTTP; loopback always may.
-    pub insecure_registries: Vec<String>,
+    pub registries: Settings,
+    /// Of one layer.
+    pub limits: Limits,
+    /// Images that are never to be collected: names with `*` for any characters.
+    pub pinned: Vec<String>,
 }
 
 /// The image service. Cheap to clone.
@@ -98,8 +103,8 @@ impl Images {
             Ok((Arc::new(store), leftovers))
         })
         .await?;
-        let registries = Registries::new(&config.insecure_registries);
-        let puller = Puller::new(Arc::clone(&store), registries);
+        store.catalog_mut().pin_patterns(config.pinned);
+        let puller = Puller::new(Arc::clone(&store), Registries::new(config.registries), config.limits);
         let background = Arc::clone(&store);
         tokio::task::spawn_blocking(move || background.delete_leftovers(leftovers));
         Ok(Self { store, puller, runtime: tokio::runtime::Handle::current() })
@@ -107,11 +112,11 @@ impl Images {
 
     /// All images, or the one that `reference` (name, digest, or ID) means.
     pub fn list(&self, reference: Option<&str>) -> Result<Vec<Image>> {
-        let catalog = self.store.catalog();
         match reference {
-            None => Ok(catalog.images()),
+            None => Ok(self.store.catalog().images()),
             Some(text) => {
-                let id = catalog.find(&Query::parse(text))?;
+                let id = self.find(text)?;
+                let catalog = self.store.catalog();
                 Ok(id.and_then(|id| catalog.image(id)).into_iter().collect())
             }
         }
@@ -119,19 +124,52 @@ impl Images {
 
     /// None: no such image (BEHAVIOUR 2).
     pub fn status(&self, reference: &str) -> Result<Option<Resolved>> {
-        let id = self.store.catalog().find(&Query::parse(reference))?;
+        let id = self.find(reference)?;
         id.map_or(Ok(None), |id| self.resolved(id))
     }
 
     /// Returns the image's ID (BEHAVIOUR 5). The pull goes on when the caller goes away.
     pub async fn pull(&self, reference: &str, auth: Auth) -> Result<String> {
-        let reference = Reference::parse(reference.as_bytes())?;
-        self.puller.pull(reference, auth).await
+        let mut last = None;
+        for reference in self.meanings(reference)? {
+            match self.puller.pull(reference, auth.clone()).await {
+                Err(error) => last = Some(error),
+                Ok(id) => return Ok(id),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::invalid(format!("image reference {reference:?} means nothing"))))
+    }
+
+    /// What a pull of `text` asks for, in order: more than one where the node's registries.conf
+    /// says where short names are searched.
+    fn meanings(&self, text: &str) -> Result<Vec<Reference>> {
+        let parse = |text: &str| Reference::parse(text.as_bytes());
+        let names = match reference::is_short(text) {
+            true => self.puller.full_names(text)?,
+            false => Vec::new(),
+        };
+        match names.is_empty() {
+            true => Ok(vec![parse(text)?]),
+            false => names.iter().map(|name| parse(name)).collect(),
+        }
+    }
+
+    fn find(&self, text: &str) -> Result<Option<Digest>> {
+        let query = Query::parse(text);
+        let meanings =
+            if reference::is_short(text) { self.meanings(text).unwrap_or_default() } else { Vec::new() };
+        let catalog = self.store.catalog();
+        for name in meanings {
+            if let Some(id) = catalog.find(&Query { name: Some(name), id_prefix: None })? {
+                return Ok(Some(id));
+            }
+        }
+        catalog.find(&query)
     }
 
     /// Drops all names of the image; layers go when no image and no container uses them.
     pub async fn remove(&self, reference: &str) -> Result<()> {
-        let Some(id) = self.store.catalog().find(&Query::parse(reference))? else { return Ok(()) };
+        let Some(id) = self.find(reference)? else { return Ok(()) };
         let store = Arc::clone(&self.store);
         blocking(move || store.unname(id)).await?;
         self.sweep();

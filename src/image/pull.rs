@@ -4,12 +4,9 @@
 //! same reference with the same credential meanwhile joins. Layers are shared among all pulls by
 //! diff ID.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
 
@@ -20,6 +17,8 @@ use super::manifest::{self, Descriptor, Manifest, Platform};
 use super::reference::{Reference, Version};
 use super::registry::{Credential, Registries, Session};
 use super::store::{NewImage, Store};
+use super::unpack::Limits;
+use crate::flight::Flights;
 use crate::{Error, Result};
 
 const MAX_CONFIG: usize = 8 << 20;
@@ -31,14 +30,15 @@ const MAX_LAYERS: usize = 12;
 /// The layers of a failed pull stay this long for the next attempt.
 const GRACE: Duration = Duration::from_secs(600);
 
-type Flight<T> = Shared<BoxFuture<'static, Result<T>>>;
-
 pub struct Puller {
     store: Arc<Store>,
     registries: Registries,
+    limits: Limits,
     host: Platform,
-    pulls: Mutex<HashMap<(Reference, Digest), Flight<String>>>,
-    layers: Mutex<HashMap<Digest, Flight<()>>>,
+    /// By reference and credential.
+    pulls: Flights<(Reference, Digest), String>,
+    /// By diff ID.
+    layers: Flights<Digest, ()>,
     slots: Semaphore,
 }
 
@@ -50,53 +50,60 @@ struct Found {
     layers: Vec<Descriptor>,
 }
 
+/// Layers that a pull needs: they stay until it has ended, however it ends.
+struct Pins<'a> {
+    store: &'a Store,
+    diff_ids: Vec<Digest>,
+}
+
+impl Pins<'_> {
+    fn add(&mut self, diff_ids: &[Digest]) {
+        let mut catalog = self.store.catalog_mut();
+        diff_ids.iter().for_each(|diff_id| catalog.pin(*diff_id));
+        self.diff_ids.extend_from_slice(diff_ids);
+    }
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        let mut catalog = self.store.catalog_mut();
+        self.diff_ids.drain(..).for_each(|diff_id| catalog.unpin(diff_id));
+    }
+}
+
 impl Puller {
-    pub fn new(store: Arc<Store>, registries: Registries) -> Arc<Self> {
+    pub fn new(store: Arc<Store>, registries: Registries, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             store,
             registries,
+            limits,
             host: Platform::host(),
-            pulls: Mutex::default(),
-            layers: Mutex::default(),
+            pulls: Flights::default(),
+            layers: Flights::default(),
             slots: Semaphore::new(MAX_LAYERS),
         })
+    }
+
+    /// What a name without a registry's host may mean; empty where nothing is said about it.
+    pub fn full_names(&self, text: &str) -> Result<Vec<String>> {
+        self.registries.full_names(text)
     }
 
     /// Pulls, or joins the pull that is running. Returns the image's ID.
     pub async fn pull(self: &Arc<Self>, reference: Reference, auth: Auth) -> Result<String> {
         let credential = Credential::of(&auth, &reference.host)?.fingerprint();
+        let this = Arc::clone(self);
         let key = (reference.clone(), credential);
-        let flight = {
-            let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-            match pulls.get(&key) {
-                Some(flight) => flight.clone(),
-                None => {
-                    let (this, done) = (Arc::clone(self), key.clone());
-                    let flight = spawn(async move {
-                        let result = this.run(&reference, &auth).await;
-                        this.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&done);
-                        result
-                    });
-                    pulls.insert(key, flight.clone());
-                    flight
-                }
-            }
-        };
-        flight.await
+        self.pulls.join(key, move || async move { this.run(&reference, &auth).await }).await
     }
 
     async fn run(self: &Arc<Self>, reference: &Reference, auth: &Auth) -> Result<String> {
         let started = Instant::now();
-        let session = Arc::new(self.registries.session(reference, auth)?);
-        let pins = Arc::new(Mutex::new(Vec::new()));
-        let result = self.fetch(reference, &session, &pins).await;
-        let failed = {
-            let mut catalog = self.store.catalog_mut();
-            let pins = std::mem::take(&mut *pins.lock().unwrap_or_else(PoisonError::into_inner));
-            pins.into_iter().for_each(|diff_id| catalog.unpin(diff_id));
-            result.is_err()
-        };
-        if failed {
+        let session = Arc::new(self.registries.session(reference, auth).await?);
+        let mut pins = Pins { store: &self.store, diff_ids: Vec::new() };
+        let result = self.fetch(reference, &session, &mut pins).await;
+        drop(pins);
+        if result.is_err() {
             let store = Arc::clone(&self.store);
             tokio::spawn(async move {
                 tokio::time::sleep(GRACE).await;
@@ -113,7 +120,7 @@ impl Puller {
         self: &Arc<Self>,
         reference: &Reference,
         session: &Arc<Session>,
-        pins: &Mutex<Vec<Digest>>,
+        pins: &mut Pins<'_>,
     ) -> Result<Digest> {
         let found = self.resolve(reference, session).await?;
         let id = found.config.digest;
@@ -127,14 +134,7 @@ impl Puller {
             let error = format!("it names {diff_ids} diff IDs, but the manifest {layers} layers");
             return Err(session.failed(&what, Error::invalid(error)));
         }
-        {
-            let mut catalog = self.store.catalog_mut();
-            let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
-            for diff_id in &diff_ids {
-                catalog.pin(*diff_id);
-                pins.push(*diff_id);
-            }
-        }
+        pins.add(&diff_ids);
         let pairs = diff_ids.iter().zip(found.layers);
         let fetches = pairs.map(|(diff_id, layer)| self.layer(Arc::clone(session), layer, *diff_id));
         futures_util::future::try_join_all(fetches).await?;
@@ -212,56 +212,34 @@ impl Puller {
         diff_id: Digest,
     ) -> Result<()> {
         loop {
-            let (flight, mine) = {
-                let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-                // Inside the lock: a flight leaves the map after its layer is in the catalog.
-                if self.store.catalog().has_layer(diff_id) {
-                    return Ok(());
-                }
-                match layers.get(&diff_id) {
-                    Some(flight) => (flight.clone(), false),
-                    None => {
-                        let flight = self.start_layer(Arc::clone(&session), layer.clone(), diff_id);
-                        layers.insert(diff_id, flight.clone());
-                        (flight, true)
-                    }
-                }
-            };
+            let mut mine = false;
+            let flight = self.layers.join(diff_id, || {
+                mine = true;
+                Arc::clone(self).fetch_layer(Arc::clone(&session), layer.clone(), diff_id)
+            });
             match flight.await {
                 Err(error) if mine => return Err(error),
                 // Another pull's credential or registry failed it; ours may do better.
-                Err(_) | Ok(()) => {}
+                Err(_) => {}
+                Ok(()) => return Ok(()),
             }
         }
     }
 
-    fn start_layer(
-        self: &Arc<Self>,
+    async fn fetch_layer(
+        self: Arc<Self>,
         session: Arc<Session>,
         layer: Descriptor,
         diff_id: Digest,
-    ) -> Flight<()> {
-        let this = Arc::clone(self);
-        spawn(async move {
-            let slot = this.slots.acquire().await;
-            let result = match slot {
-                Ok(_slot) => layer::fetch(&session, &layer, diff_id, Arc::clone(&this.store)).await,
-                Err(_) => Err(Error::internal("the image service is closing")),
-            };
-            this.layers.lock().unwrap_or_else(PoisonError::into_inner).remove(&diff_id);
-            result
-        })
+    ) -> Result<()> {
+        let slot = self.slots.acquire().await;
+        let _slot = slot.map_err(|_| Error::internal("the image service is closing"))?;
+        // It may have come here since this pull pinned it.
+        if self.store.catalog().has_layer(diff_id) {
+            return Ok(());
+        }
+        layer::fetch(&session, &layer, diff_id, Arc::clone(&self.store), self.limits).await
     }
-}
-
-/// A task that goes on without anybody waiting for it.
-fn spawn<T: Clone + Send + Sync + 'static>(
-    future: impl Future<Output = Result<T>> + Send + 'static,
-) -> Flight<T> {
-    let task = tokio::spawn(future);
-    async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("the pull ended: {e}")))) }
-        .boxed()
-        .shared()
 }
 
 fn check_digest(wanted: Digest, got: Digest) -> Result<()> {

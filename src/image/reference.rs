@@ -74,6 +74,17 @@ impl Query {
     }
 }
 
+/// Whether a name has no registry's host in it. IDs and what is no name at all are none.
+pub fn is_short(text: &str) -> bool {
+    let name = text.split('@').next().unwrap_or_default();
+    let named = name.split_once('/').is_some_and(|(first, _)| is_host(first));
+    !named && !text.starts_with("sha256:") && parse(text.as_bytes()).is_ok()
+}
+
+fn is_host(first: &str) -> bool {
+    first == "localhost" || first.bytes().any(|b| b".:[".contains(&b) || b.is_ascii_uppercase())
+}
+
 fn parse(text: &[u8]) -> Result<Reference, String> {
     let text = std::str::from_utf8(text).map_err(|_| "not UTF-8".to_owned())?;
     if text.is_empty() {
@@ -109,12 +120,7 @@ fn parse(text: &[u8]) -> Result<Reference, String> {
 
 fn split_host(name: &str) -> (String, String) {
     let (host, repository) = match name.split_once('/') {
-        Some((first, rest))
-            if first == "localhost"
-                || first.bytes().any(|b| b".:[".contains(&b) || b.is_ascii_uppercase()) =>
-        {
-            (first, rest)
-        }
+        Some((first, rest)) if is_host(first) => (first, rest),
         _ => (DEFAULT_HOST, name),
     };
     let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };

@@ -1,6 +1,5 @@
 //! What every verb works on: the node's services and its tables of pods and containers.
 
-pub mod flight;
 pub mod layout;
 pub mod open;
 pub mod record;
@@ -13,10 +12,10 @@ use crate::config::Config;
 use crate::container::compile::CgroupMount;
 use crate::container::{self, Container};
 use crate::error::Kind;
+use crate::flight::Flights;
 use crate::image::Images;
 use crate::keeper::client::Keeper;
 use crate::network::Network;
-use crate::node::flight::Flights;
 use crate::node::layout::Layout;
 use crate::node::table::Table;
 use crate::pod::events::{Event, EventKind, Events};

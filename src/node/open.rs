@@ -10,11 +10,11 @@ use crate::cgroup::Cgroups;
 use crate::config::Config;
 use crate::container::compile::CgroupMount;
 use crate::error::Step;
-use crate::image::{self, Images};
+use crate::flight::Flights;
+use crate::image::Images;
 use crate::keeper::client::{self as keeper, Keeper, Snapshot};
 use crate::network::{self, Network};
 use crate::node::Node;
-use crate::node::flight::Flights;
 use crate::node::layout::Layout;
 use crate::node::table::Table;
 use crate::pod::events::Events;
@@ -31,11 +31,7 @@ impl Node {
             make_private(&path)?;
         }
         let cgroups = Cgroups::detect(config.cgroup.driver, &config.cgroup.root)?;
-        let images = Images::open(image::Config {
-            root: layout.images(),
-            insecure_registries: config.image.insecure_registries.clone(),
-        })
-        .await?;
+        let images = Images::open(config.image.service(layout.images())).await?;
         let network = Network::open(network_config(&config))?;
         let (keeper, snapshot) = Keeper::connect(keeper::Config {
             state: config.state.clone(),

@@ -69,7 +69,7 @@ async fn pull() -> Seed {
     let mut registry = start_registry(dir.path(), port);
     let reference = format!("127.0.0.1:{port}/busybox:test");
     push(&layout, &reference);
-    let config = Config { root: dir.path().join("store"), insecure_registries: Vec::new() };
+    let config = Config { root: dir.path().join("store"), ..Config::default() };
     let images = Images::open(config).await.unwrap();
     let id = images.pull(&reference, Auth::default()).await.unwrap();
     drop(images);

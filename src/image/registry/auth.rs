@@ -92,12 +92,15 @@ impl Credential {
     }
 }
 
+/// Docker's registry in references.
+pub const DOCKER_HUB: &str = "docker.io";
+
 /// The host of a server address, which may be a URL; Docker's registry has several.
-fn server_host(address: &str) -> String {
+pub fn server_host(address: &str) -> String {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     let host = address.split('/').next().unwrap_or_default().to_ascii_lowercase();
     match host.as_str() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
+        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.into(),
         _ => host,
     }
 }
@@ -121,8 +124,6 @@ pub struct AskToken<'a> {
     pub challenge: &'a Challenge,
     /// Where the challenge names none.
     pub scope: &'a str,
-    /// The registry's, as in the reference.
-    pub host: &'a str,
     /// Not a cached one: that was refused.
     pub fresh: bool,
 }
@@ -158,7 +159,7 @@ impl Tokens {
         credential: &Credential,
         ask: AskToken<'_>,
     ) -> Result<HeaderValue> {
-        let AskToken { challenge, scope: default_scope, host, fresh } = ask;
+        let AskToken { challenge, scope: default_scope, fresh } = ask;
         let realm = challenge.param("realm").unwrap_or_default();
         let url = reqwest::Url::parse(realm)
             .map_err(|e| Error::internal(format!("the registry names a token server {realm:?}: {e}")))?;
@@ -171,8 +172,8 @@ impl Tokens {
         if !fresh && let Some(token) = self.cached(&key) {
             return Ok(token);
         }
-        if !credential.is_anonymous() && !clients.may_carry_secret(&url, host) {
-            let url = super::shown(&url);
+        if !credential.is_anonymous() && !clients.may_carry_secret(&url) {
+            let url = super::host::shown(&url);
             return Err(Error::internal(format!("credentials are not sent to {url} in plain HTTP")));
         }
         let client = clients.for_url(&url).await?;
@@ -246,9 +247,9 @@ async fn fetch(request: reqwest::RequestBuilder) -> Result<TokenAnswer> {
     let response = request.send().await.map_err(super::client::transport)?;
     let status = response.status();
     if !status.is_success() {
-        return Err(super::refusal(response).await);
+        return Err(super::host::refusal(response).await);
     }
-    let body = super::small_body(response, 1 << 20).await?;
+    let body = super::host::small_body(response, 1 << 20).await?;
     serde_json::from_slice(&body)
         .map_err(|e| Error::internal(format!("the answer ({status}) is not a token: {e}")))
 }

@@ -7,44 +7,56 @@ use http::StatusCode;
 use http::header::CONTENT_RANGE;
 use tokio::sync::mpsc;
 
-use super::{Ask, FIRST_DELAY, Session, jitter, transport};
-use crate::error::Kind;
+use super::client::transport;
+use super::host::Host;
+use super::{Ask, FIRST_DELAY, Failures, Session, jitter};
 use crate::image::digest::Digest;
 use crate::{Error, Result};
 
-/// Attempts in a row without a byte of progress.
-const MAX_BARREN: u32 = 4;
+/// Attempts in a row, for each host, without progress.
+const MAX_BARREN: usize = 4;
+/// Bytes; with less a registry could keep a pull busy for ever.
+const MIN_PROGRESS: u64 = 64 << 10;
 const MAX_DELAY: Duration = Duration::from_secs(8);
 
 impl Session {
     /// Sends the blob's bytes to `sink`: `size` of them, neither more nor less. The receiver
-    /// verifies the digest; when it goes away, so does the download.
+    /// verifies the digest; when it goes away, so does the download. Where one host fails, the
+    /// next goes on with the byte that it failed at.
     pub async fn blob(&self, digest: Digest, size: u64, sink: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
         let what = format!("blob {digest}");
+        let mut failures = Failures::new(self, false);
         let mut offset = 0;
         let mut barren = 0;
         let mut delay = FIRST_DELAY;
-        loop {
+        while let Some(&at) = failures.open().first() {
+            let host = &self.hosts[at];
+            tokio::time::sleep(host.pause()).await;
             let before = offset;
-            let error = match self.stream(digest, size, &mut offset, sink).await {
+            let error = match self.stream(host, digest, size, &mut offset, sink).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if offset > before {
+            if offset - before >= MIN_PROGRESS {
                 (barren, delay) = (0, FIRST_DELAY);
             }
             barren += 1;
-            if error.kind != Kind::Unavailable || barren >= MAX_BARREN {
-                return Err(self.failed(&what, error));
+            failures.add(at, error);
+            if barren >= MAX_BARREN * self.hosts.len() {
+                break;
             }
-            tracing::debug!(%digest, offset, %error, "the download of a blob broke; resuming");
-            tokio::time::sleep(jitter(delay)).await;
-            delay = (delay * 2).min(MAX_DELAY);
+            // Another host is asked at once, the same one again only after a while.
+            if barren >= self.hosts.len() {
+                tokio::time::sleep(jitter(delay)).await;
+                delay = (delay * 2).min(MAX_DELAY);
+            }
         }
+        Err(self.failed(&what, failures.error()))
     }
 
     async fn stream(
         &self,
+        host: &Host,
         digest: Digest,
         size: u64,
         offset: &mut u64,
@@ -52,8 +64,8 @@ impl Session {
     ) -> Result<()> {
         let path = format!("blobs/{digest}");
         let what = format!("blob {digest}");
-        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: *offset };
-        let mut response = self.send(&ask).await?;
+        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: *offset, resolves: false };
+        let mut response = host.send(&self.registries, &ask).await?;
         // A server may ignore the range: then the first bytes come again.
         let mut skip = *offset;
         if *offset > 0 && response.status() == StatusCode::PARTIAL_CONTENT {

@@ -1,136 +1,179 @@
-//! HTTP clients, and which scheme a registry speaks.
+//! HTTP clients: one per kind of host, none shared between pulls.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Client, ClientBuilder, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Url};
 
 use super::dns::Resolver;
+use super::endpoint::{Endpoint, Proxy, Settings};
+use super::hosts_toml::Tls;
+use crate::error::Step;
 use crate::{Error, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// No byte for this long is an error.
-const STALL: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(15);
-/// Docker Hub's API is not where its images' names point to.
-const DOCKER: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
-#[derive(Clone)]
+/// The clients that one endpoint's requests need.
 pub struct Clients {
-    shared: Arc<Shared>,
-    /// For loopback: no proxy, no certificates to load.
-    local: Arc<OnceLock<Client>>,
-    remote: Arc<OnceLock<Client>>,
+    settings: Arc<Settings>,
+    resolver: Resolver,
+    /// The endpoint's host, without its port.
+    host: String,
+    tls: Tls,
+    dial_timeout: Option<Duration>,
+    made: Mutex<HashMap<Peer, Client>>,
 }
 
-struct Shared {
-    insecure: Vec<String>,
-    resolver: Resolver,
-    /// The root URL that answered, by the reference's host.
-    roots: Mutex<HashMap<String, Url>>,
+/// Whom a client speaks to.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Peer {
+    /// Loopback in plain HTTP: no proxy, no certificates to load.
+    Local,
+    /// The endpoint's own host.
+    Own,
+    /// A token server, or where a redirect leads.
+    Other(String),
 }
 
 impl Clients {
-    pub fn new(insecure: &[String]) -> Self {
+    pub fn new(settings: &Arc<Settings>, resolver: &Resolver, endpoint: &Endpoint) -> Self {
         // A second installation fails, which leaves the first: also ring, or the embedder's choice.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let shared =
-            Shared { insecure: insecure.to_vec(), resolver: Resolver::default(), roots: Mutex::default() };
-        Self { shared: Arc::new(shared), local: Arc::default(), remote: Arc::default() }
-    }
-
-    /// The same with connections of its own.
-    pub fn fresh(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), local: Arc::default(), remote: Arc::default() }
+        Self {
+            settings: Arc::clone(settings),
+            resolver: resolver.clone(),
+            host: bare(&endpoint.root.host()).to_owned(),
+            tls: endpoint.tls.clone(),
+            dial_timeout: endpoint.dial_timeout,
+            made: Mutex::default(),
+        }
     }
 
     pub async fn for_url(&self, url: &Url) -> Result<Client> {
-        let local = url.scheme() == "http" && is_loopback(url.host_str().unwrap_or_default());
-        let slot = if local { &self.local } else { &self.remote };
-        if let Some(client) = slot.get() {
+        let host = url.host_str().unwrap_or_default();
+        let peer = match (url.scheme(), bare(host) == self.host) {
+            ("http", _) if is_loopback(host) => Peer::Local,
+            (_, true) => Peer::Own,
+            (_, false) => Peer::Other(bare(host).to_owned()),
+        };
+        if let Some(client) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&peer) {
             return Ok(client.clone());
         }
-        let builder = self.builder();
-        let client = if local {
-            builder.no_proxy().tls_certs_only([]).build()
+        let mut builder = self.builder();
+        if is_loopback(host) {
+            builder = builder.no_proxy();
+        } else if let Some(proxy) = &self.settings.proxy {
+            builder = with_proxy(builder, proxy)?;
+        }
+        let client = if peer == Peer::Local {
+            builder.tls_certs_only([]).build()
         } else {
+            let tls = self.tls_for(&peer, url)?;
             // Reads the host's certificates.
-            let built = tokio::task::spawn_blocking(move || builder.build()).await;
-            built.map_err(|e| Error::internal(format!("making an HTTPS client: {e}")))?
+            let build = move || Ok::<_, Error>(with_tls(builder, &tls)?.build());
+            let built = tokio::task::spawn_blocking(build).await;
+            built.map_err(|e| Error::internal(format!("making an HTTPS client: {e}")))??
         };
         let client = client.map_err(|e| transport(e).during("making an HTTP client"))?;
-        Ok(slot.get_or_init(|| client).clone())
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(made.entry(peer).or_insert(client).clone())
+    }
+
+    /// Another host is trusted by the endpoint's CA, which often signs its token server too. It gets
+    /// no client certificate that was meant for the endpoint, and is verified unless its own
+    /// `certs.d` says otherwise.
+    fn tls_for(&self, peer: &Peer, url: &Url) -> Result<Tls> {
+        let Peer::Other(host) = peer else { return Ok(self.tls.clone()) };
+        let name = url.port().map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+        let mut tls = self.settings.tls_of(&name)?;
+        tls.ca.extend_from_slice(&self.tls.ca);
+        Ok(tls)
     }
 
     fn builder(&self) -> ClientBuilder {
         Client::builder()
             .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .dns_resolver(self.shared.resolver.clone())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(STALL)
+            .dns_resolver(self.resolver.clone())
+            .connect_timeout(self.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
+            .read_timeout(self.settings.stall)
             .pool_idle_timeout(IDLE)
             // Layers come over several connections at once: one HTTP/2 connection has one window.
             .http1_only()
     }
 
-    /// `SCHEME://HOST[:PORT]/` of a registry's API: HTTPS, but HTTP first on loopback, and HTTP as
-    /// a second choice where the configuration says insecure.
-    pub async fn root(&self, host: &str) -> Result<Url> {
-        if let Some(url) = self.shared.roots.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
-            return Ok(url.clone());
-        }
-        let api = if host == DOCKER.0 { DOCKER.1 } else { host };
-        let schemes: &[&str] = match (is_loopback(host), self.is_insecure(host)) {
-            (true, _) => &["http", "https"],
-            (false, true) => &["https", "http"],
-            (false, false) => &["https"],
-        };
-        let mut first_error = None;
-        for scheme in schemes {
-            let url = Url::parse(&format!("{scheme}://{api}/"));
-            let url = url.map_err(|e| Error::invalid(format!("registry {host}: {e}")))?;
-            // With one choice there is nothing to find out.
-            match if schemes.len() == 1 { Ok(()) } else { self.speaks(&url).await } {
-                Ok(()) => {
-                    let mut roots = self.shared.roots.lock().unwrap_or_else(PoisonError::into_inner);
-                    roots.insert(host.to_owned(), url.clone());
-                    return Ok(url);
-                }
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
-        }
-        Err(first_error.unwrap_or_else(|| Error::unavailable("no scheme to try")))
-    }
-
     /// Whether anything at `url` speaks its scheme. A TLS server answers plain HTTP with 400.
-    async fn speaks(&self, url: &Url) -> Result<()> {
-        let probe = url.join("v2/").map_err(|e| Error::internal(e.to_string()))?;
-        let response = self.for_url(url).await?.get(probe).send().await.map_err(transport)?;
+    pub async fn speaks(&self, url: &Url) -> Result<()> {
+        let response = self.for_url(url).await?.get(url.clone()).send().await.map_err(transport)?;
         match response.status().as_u16() {
             400 => Err(Error::unavailable(format!("it does not speak {}", url.scheme()))),
             _ => Ok(()),
         }
     }
 
-    /// Whether a credential for `host`'s registry may go to `url`.
-    pub fn may_carry_secret(&self, url: &Url, host: &str) -> bool {
-        url.scheme() == "https" || is_loopback(url.host_str().unwrap_or_default()) || self.is_insecure(host)
+    /// Whether a credential may go to the token server at `url`: not in plain HTTP, but where the
+    /// registry itself was set up to be plain and is the same host.
+    pub fn may_carry_secret(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        let insecure = |name: &String| bare(name) == bare(host);
+        url.scheme() == "https" || is_loopback(host) || self.settings.insecure.iter().any(insecure)
     }
+}
 
-    fn is_insecure(&self, host: &str) -> bool {
-        self.shared.insecure.iter().any(|name| name == host)
+fn with_proxy(builder: ClientBuilder, proxy: &Proxy) -> Result<ClientBuilder> {
+    let except = NoProxy::from_string(&proxy.except);
+    let mut builder = builder.no_proxy();
+    type Make = fn(&str) -> reqwest::Result<reqwest::Proxy>;
+    let all: [(&str, Make); 2] =
+        [(&proxy.http, |url| reqwest::Proxy::http(url)), (&proxy.https, |url| reqwest::Proxy::https(url))];
+    for (url, make) in all.into_iter().filter(|(url, _)| !url.is_empty()) {
+        // The URL may have a password in it.
+        let proxy = make(url).map_err(|_| Error::invalid("image.proxy is not a URL"))?;
+        builder = builder.proxy(proxy.no_proxy(except.clone()));
+    }
+    Ok(builder)
+}
+
+fn with_tls(mut builder: ClientBuilder, tls: &Tls) -> Result<ClientBuilder> {
+    let read = |path: &Path| std::fs::read(path).step(|| format!("reading {}", path.display()));
+    let wrong = |path: &Path, e: reqwest::Error| transport(e).during(path.display());
+    for path in &tls.ca {
+        let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|e| wrong(path, e))?;
+        if certificates.is_empty() {
+            return Err(Error::invalid(format!("{} has no certificate in PEM", path.display())));
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    // A client shows one certificate; of several pairs it is the first, as no server asks for more.
+    if let Some((certificate, key)) = tls.client.first() {
+        let mut pem = read(certificate)?;
+        if let Some(key) = key {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
+        builder = builder.identity(Identity::from_pem(&pem).map_err(|e| wrong(certificate, e))?);
+    }
+    if tls.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    Ok(builder)
+}
+
+/// A host without its port, an IPv6 address without its brackets.
+fn bare(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
     }
 }
 
 /// Whether a registry's host, with or without a port, is this machine.
 pub fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
+    let name = bare(host);
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

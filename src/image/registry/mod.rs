@@ -1,53 +1,58 @@
 //! The registry client: OCI distribution API (Docker Registry HTTP API V2), reading only.
 //!
-//! A [`Session`] is one pull's view of one repository with one credential. Each has connections of
-//! its own, so that nothing authenticated for one pull serves another.
+//! A [`Session`] is one pull's view of one repository, on every host that may have it. Each has
+//! connections and credentials of its own, so that nothing authenticated for one pull serves
+//! another.
 
 mod auth;
+mod auth_file;
 mod blob;
 mod challenge;
 mod client;
 mod dns;
+mod endpoint;
+mod host;
+mod hosts_toml;
+mod registries_conf;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use auth::Credential;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
-use reqwest::{Response, Url};
+use client::Clients;
+use endpoint::{Endpoint, Root};
+pub use endpoint::{Proxy, Settings};
+use host::Host;
+use reqwest::Url;
 
-use self::client::{Clients, transport};
 use super::Auth;
 use super::digest::Digest;
 use super::reference::Reference;
 use crate::error::Kind;
 use crate::{Error, Result};
 
-const MAX_REDIRECTS: usize = 10;
+/// Rounds over all hosts that may still have an answer.
 const MAX_ATTEMPTS: u32 = 4;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
-const MAX_ERROR_BODY: usize = 16 << 10;
 
 /// What all pulls share.
 #[derive(Clone)]
 pub struct Registries {
-    clients: Clients,
+    settings: Arc<Settings>,
+    resolver: dns::Resolver,
     tokens: Arc<auth::Tokens>,
+    /// The root URL that answered, where the scheme had to be found out.
+    roots: Arc<Mutex<HashMap<String, Url>>>,
 }
 
-/// One repository, seen with one credential.
+/// One repository, on the hosts that may have it, in the order in which they are asked.
 pub struct Session {
     registries: Registries,
     /// As in the reference.
-    host: String,
+    registry: String,
     repository: String,
-    credential: Credential,
-    /// Where the API answered.
-    base: Mutex<Option<Url>>,
-    /// The Authorization header that was accepted last.
-    accepted: Mutex<Option<HeaderValue>>,
+    hosts: Vec<Host>,
 }
 
 /// A request to the repository.
@@ -59,27 +64,71 @@ struct Ask<'a> {
     accept: &'a str,
     /// The first byte wanted.
     offset: u64,
+    /// It asks what a tag means.
+    resolves: bool,
 }
 
 impl Registries {
-    pub fn new(insecure: &[String]) -> Self {
-        Self { clients: Clients::new(insecure), tokens: Arc::default() }
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            resolver: dns::Resolver::default(),
+            tokens: Arc::default(),
+            roots: Arc::default(),
+        }
     }
 
-    pub fn session(&self, reference: &Reference, auth: &Auth) -> Result<Session> {
-        let credential = Credential::of(auth, &reference.host)?;
-        let accepted = match &credential {
-            Credential::Registry(token) => auth::bearer(token),
-            _ => None,
-        };
+    /// What a name without a registry's host may mean; empty where nothing is said about it.
+    pub fn full_names(&self, text: &str) -> Result<Vec<String>> {
+        self.settings.full_names(text)
+    }
+
+    /// Reads what files say about the image's registry now.
+    pub async fn session(&self, reference: &Reference, auth: &Auth) -> Result<Session> {
+        let mut hosts = Vec::new();
+        for endpoint in self.settings.endpoints(reference)? {
+            let credential = self.credential(reference, auth, &endpoint).await?;
+            let clients = Clients::new(&self.settings, &self.resolver, &endpoint);
+            hosts.push(Host::new(endpoint, credential, clients));
+        }
         Ok(Session {
-            registries: Registries { clients: self.clients.fresh(), tokens: Arc::clone(&self.tokens) },
-            host: reference.host.clone(),
+            registries: self.clone(),
+            registry: reference.host.clone(),
             repository: reference.repository.clone(),
-            credential,
-            base: Mutex::default(),
-            accepted: Mutex::new(accepted),
+            hosts,
         })
+    }
+
+    /// The pull's own credential goes to the image's own registry, or to the host that it names;
+    /// every other host gets what the node's files have for it.
+    async fn credential(
+        &self,
+        reference: &Reference,
+        auth: &Auth,
+        endpoint: &Endpoint,
+    ) -> Result<Credential> {
+        let host = if endpoint.own { reference.host.clone() } else { endpoint.root.host() };
+        if *auth != Auth::default() && (endpoint.own || !auth.server_address.is_empty()) {
+            let credential = Credential::of(auth, &host)?;
+            if !credential.is_anonymous() {
+                return Ok(credential);
+            }
+        }
+        let found = auth_file::find(&self.settings.auth_files, &host, &endpoint.repository).await?;
+        found.map_or(Ok(Credential::Anonymous), |auth| Credential::of(&auth, &host))
+    }
+
+    fn root(&self, of: &Root) -> Option<Url> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).get(&of.host()).cloned()
+    }
+
+    fn remember_root(&self, of: &Root, url: &Url) {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).insert(of.host(), url.clone());
+    }
+
+    /// A host that does not answer may have begun to speak the other scheme.
+    fn forget_root(&self, of: &Root) {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).remove(&of.host());
     }
 }
 
@@ -88,8 +137,8 @@ impl Session {
     pub async fn manifest(&self, version: &str, accept: &str, limit: usize) -> Result<(Vec<u8>, String)> {
         let what = format!("manifest {version}");
         let path = format!("manifests/{version}");
-        let ask = Ask { path: &path, what: &what, accept, offset: 0 };
-        self.read(&ask, limit).await
+        let resolves = !version.contains(':');
+        self.read(&Ask { path: &path, what: &what, accept, offset: 0, resolves }, limit).await
     }
 
     /// A blob that is small enough for memory, verified.
@@ -99,7 +148,7 @@ impl Session {
             return Err(self.failed(&what, Error::invalid(format!("{size} bytes are too many"))));
         }
         let path = format!("blobs/{digest}");
-        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: 0 };
+        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: 0, resolves: false };
         let (body, _) = self.read(&ask, limit).await?;
         if body.len() as u64 != size || Digest::of(&body) != digest {
             let got = format!("it has {} bytes and digest {}", body.len(), Digest::of(&body));
@@ -110,177 +159,82 @@ impl Session {
 
     /// Names the registry, the repository and what was wanted of it.
     pub fn failed(&self, what: &str, error: Error) -> Error {
-        error.during(format!("registry {}, repository {}, {what}", self.host, self.repository))
+        error.during(format!("registry {}, repository {}, {what}", self.registry, self.repository))
     }
 
-    /// A small body and its media type, tried again while the error may pass.
+    /// A small body and its media type: from the first host that has it, in rounds over those
+    /// whose error may pass.
     async fn read(&self, ask: &Ask<'_>, limit: usize) -> Result<(Vec<u8>, String)> {
+        let mut failures = Failures::new(self, ask.resolves);
         let mut delay = FIRST_DELAY;
-        for _ in 1..MAX_ATTEMPTS {
-            match self.read_once(ask, limit).await {
-                Err(error) if error.kind == Kind::Unavailable => {}
-                other => return other.map_err(|e| self.failed(ask.what, e)),
+        for attempt in 1..=MAX_ATTEMPTS {
+            for at in failures.open() {
+                match self.hosts[at].read(&self.registries, ask, limit).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => failures.add(at, error),
+                }
             }
-            tokio::time::sleep(jitter(delay)).await;
-            delay *= 2;
-        }
-        self.read_once(ask, limit).await.map_err(|e| self.failed(ask.what, e))
-    }
-
-    async fn read_once(&self, ask: &Ask<'_>, limit: usize) -> Result<(Vec<u8>, String)> {
-        let response = self.send(ask).await?;
-        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
-        Ok((small_body(response, limit).await?, kind))
-    }
-
-    /// Sends one request, answers a challenge, follows redirects. The answer is a success.
-    async fn send(&self, ask: &Ask<'_>) -> Result<Response> {
-        let mut url = self.base().await?.join(ask.path).map_err(|e| Error::internal(e.to_string()))?;
-        let mut authorization = self.accepted();
-        let mut at_home = true;
-        let mut challenged = 0;
-        for _ in 0..=MAX_REDIRECTS + 2 {
-            let mut request = self.registries.clients.for_url(&url).await?.get(url.clone());
-            request = request.header(ACCEPT, ask.accept);
-            if ask.offset > 0 {
-                request = request.header(RANGE, format!("bytes={}-", ask.offset));
+            let open = failures.open();
+            let Some(pause) = open.iter().map(|at| self.hosts[*at].pause()).min() else { break };
+            if attempt < MAX_ATTEMPTS {
+                tokio::time::sleep(jitter(delay).max(pause)).await;
+                delay *= 2;
             }
-            if let Some(header) = authorization.clone().filter(|_| at_home) {
-                request = request.header(AUTHORIZATION, header);
-            }
-            let response = request.send().await.map_err(transport)?;
-            let status = response.status();
-            if status.is_success() {
-                return Ok(response);
-            }
-            if status == StatusCode::UNAUTHORIZED && at_home && challenged < 2 {
-                // The second time a cached token had expired.
-                let header = self.answer(&response, challenged > 0 || authorization.is_some()).await?;
-                let Some(header) = header else { return Err(refusal(response).await) };
-                challenged += 1;
-                *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(header.clone());
-                authorization = Some(header);
-                continue;
-            }
-            if !is_redirect(status) {
-                return Err(refusal(response).await);
-            }
-            let next = self.redirect(&url, &response)?;
-            at_home = at_home && next.origin() == url.origin();
-            url = next;
         }
-        Err(Error::internal(format!(
-            "{} was redirected too often, the last time to {}",
-            ask.what,
-            shown(&url)
-        )))
-    }
-
-    fn accepted(&self) -> Option<HeaderValue> {
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The header that answers a 401, None where this credential cannot.
-    async fn answer(&self, response: &Response, fresh: bool) -> Result<Option<HeaderValue>> {
-        let lines = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenges: Vec<_> = lines.iter().flat_map(|line| challenge::parse(line.as_bytes())).collect();
-        if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer")
-            && !matches!(self.credential, Credential::Registry(_))
-        {
-            let scope = format!("repository:{}:pull", self.repository);
-            let ask = auth::AskToken { challenge: bearer, scope: &scope, host: &self.host, fresh };
-            let Registries { clients, tokens } = &self.registries;
-            let token = tokens.get(clients, &self.credential, ask).await?;
-            return Ok(Some(token));
-        }
-        if challenges.iter().any(|c| c.scheme == "basic") {
-            return Ok(auth::basic(&self.credential));
-        }
-        Ok(None)
-    }
-
-    fn redirect(&self, from: &Url, response: &Response) -> Result<Url> {
-        let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-        let location = location.ok_or_else(|| Error::internal("a redirect without a location"))?;
-        let to =
-            from.join(location).map_err(|e| Error::internal(format!("a redirect to {location:?}: {e}")))?;
-        let secure = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
-        if !secure {
-            return Err(Error::internal(format!("a redirect from {} to {}", from.scheme(), shown(&to))));
-        }
-        Ok(to)
-    }
-
-    /// `SCHEME://HOST/v2/REPOSITORY/`, the scheme found out once.
-    async fn base(&self) -> Result<Url> {
-        if let Some(url) = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            return Ok(url);
-        }
-        let root = self.registries.clients.root(&self.host).await?;
-        let url =
-            root.join(&format!("v2/{}/", self.repository)).map_err(|e| Error::internal(e.to_string()))?;
-        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(url.clone());
-        Ok(url)
+        Err(self.failed(ask.what, failures.error()))
     }
 }
 
-fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+/// What each host of a session has said about one thing that was asked for.
+struct Failures<'a> {
+    session: &'a Session,
+    /// Hosts that are asked for such things, and their last errors.
+    hosts: Vec<(usize, Option<Error>)>,
 }
 
-/// A URL for an error message: queries carry signatures.
-fn shown(url: &Url) -> String {
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
-}
-
-/// Reads a body that must not be longer than `limit` bytes.
-pub async fn small_body(mut response: Response, limit: usize) -> Result<Vec<u8>> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
-        if body.len() + chunk.len() > limit {
-            return Err(Error::invalid(format!("the body is longer than {limit} bytes")));
-        }
-        body.extend_from_slice(&chunk);
+impl<'a> Failures<'a> {
+    fn new(session: &'a Session, resolves: bool) -> Self {
+        let may = |host: &Host| if resolves { host.endpoint.resolve } else { host.endpoint.pull };
+        let hosts = session.hosts.iter().enumerate().filter(|(_, host)| may(host));
+        Self { session, hosts: hosts.map(|(at, _)| (at, None)).collect() }
     }
-    Ok(body)
-}
 
-/// The error that a status says, with the registry's own words where it has some.
-pub async fn refusal(mut response: Response) -> Error {
-    let status = response.status();
-    let kind = match status.as_u16() {
-        401 | 403 => Kind::PermissionDenied,
-        404 => Kind::NotFound,
-        408 | 429 | 500..=599 => Kind::Unavailable,
-        _ => Kind::Internal,
-    };
-    let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY - body.len())]);
-        if body.len() == MAX_ERROR_BODY {
-            break;
+    /// Those worth asking (again): first whoever failed least in this session.
+    fn open(&self) -> Vec<usize> {
+        let may_pass = |error: &Option<Error>| error.as_ref().is_none_or(|e| e.kind == Kind::Unavailable);
+        let mut open: Vec<_> = self.hosts.iter().filter(|(_, e)| may_pass(e)).map(|(at, _)| *at).collect();
+        open.sort_by_key(|at| self.session.hosts[*at].failures());
+        open
+    }
+
+    fn add(&mut self, at: usize, error: Error) {
+        let host = &self.session.hosts[at];
+        if error.kind == Kind::Unavailable {
+            host.failed();
+        }
+        tracing::debug!(host = host.name(), %error, "asking a registry failed");
+        if let Some((_, last)) = self.hosts.iter_mut().find(|(host, _)| *host == at) {
+            *last = Some(error);
         }
     }
-    if let Some(seconds) = after.filter(|_| kind == Kind::Unavailable) {
-        tokio::time::sleep(Duration::from_secs(seconds).min(MAX_RETRY_AFTER)).await;
-    }
-    let said = words(&body).map(|words| format!(": {words}")).unwrap_or_default();
-    Error::new(kind, format!("the answer is {status}{said}"))
-}
 
-/// The messages of a distribution-spec error body: `{"errors":[{"code","message"}]}`.
-fn words(body: &[u8]) -> Option<String> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let errors = body.get("errors")?.as_array()?.iter();
-    let text = |error: &serde_json::Value| {
-        let field = |name| error.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-        format!("{} ({})", field("message"), field("code"))
-    };
-    let words: Vec<String> = errors.take(3).map(text).collect();
-    (!words.is_empty()).then(|| words.join("; ").chars().filter(|c| !c.is_control()).take(300).collect())
+    /// The last host's error, after what the others said.
+    fn error(self) -> Error {
+        let Self { session, hosts } = self;
+        let several = hosts.len() > 1;
+        let mut errors: Vec<_> = hosts
+            .into_iter()
+            .filter_map(|(at, error)| {
+                let error = error?;
+                Some(if several { error.during(session.hosts[at].name()) } else { error })
+            })
+            .collect();
+        let Some(last) = errors.pop() else {
+            return Error::precondition("hosts.toml leaves no host that may be asked for it");
+        };
+        let words = errors.iter().map(|e| e.message.as_str()).chain([last.message.as_str()]);
+        Error::new(last.kind, words.collect::<Vec<_>>().join("; "))
+    }
 }
 
 /// Between one half and all of `delay`, so that many clients do not come back at once.

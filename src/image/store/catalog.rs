@@ -20,6 +20,8 @@ pub struct Catalog {
     /// How many pulls need a layer, which may not be here yet.
     pins: HashMap<Digest, usize>,
     usage: Usage,
+    /// Names with `*`: images that are not to be collected.
+    pinned: Vec<String>,
 }
 
 struct ImageEntry {
@@ -144,8 +146,16 @@ impl Catalog {
             size: image.layers.iter().filter_map(|l| self.layers.get(l)).map(|l| l.usage.bytes).sum(),
             uid,
             username,
-            pinned: false,
+            pinned: image.tags.iter().chain(&image.digests).any(|name| self.is_pinned(name)),
         }
+    }
+
+    pub fn pin_patterns(&mut self, patterns: Vec<String>) {
+        self.pinned = patterns;
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        self.pinned.iter().any(|pattern| fits(pattern, name))
     }
 
     /// The numbers of the image's layers' directories, the topmost first.
@@ -337,6 +347,20 @@ impl Catalog {
     }
 }
 
+/// Whether `pattern`, in which `*` stands for any characters, fits the whole name.
+fn fits(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
 /// The config's User, `USER[:GROUP]`: a number or a name.
 fn user_of(user: &str) -> (Option<i64>, String) {
     let user = user.split(':').next().unwrap_or_default();
@@ -456,6 +480,16 @@ mod tests {
         let shared = many.iter().map(|n| digest(n).hex()[..1].to_owned());
         let doubled = shared.clone().find(|c| shared.clone().filter(|d| c == d).count() > 1).unwrap();
         assert!(catalog.find(&Query::parse(&doubled)).is_err());
+    }
+
+    #[test]
+    fn pinned_images_are_known_by_pattern() {
+        let mut catalog = catalog();
+        catalog.pin_patterns(vec!["a.b/c:x".into(), "registry.k8s.io/pause:*".into()]);
+        assert!(catalog.image(digest("1")).unwrap().pinned);
+        assert!(!catalog.image(digest("2")).unwrap().pinned);
+        assert!(fits("*", "a") && fits("a*", "a") && fits("*c", "abc") && fits("a*b*c", "a-b-b-c"));
+        assert!(!fits("a", "ab") && !fits("a*b", "b") && !fits("ab*bc", "abc") && !fits("", "a"));
     }
 
     #[test]

@@ -27,13 +27,15 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub cut: Option<usize>,
+    /// After `cut` bytes keep the connection open until this is released.
+    pub stall: Option<Arc<tokio::sync::Semaphore>>,
     /// Answer only when this is released.
     pub gate: Option<Arc<tokio::sync::Semaphore>>,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None, gate: None }
+        Self { status, headers: Vec::new(), body: body.into(), cut: None, stall: None, gate: None }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -171,6 +173,9 @@ async fn serve(
     }
     let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
     let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).await;
+    if let Some(stall) = &reply.stall {
+        let _released = stall.acquire().await;
+    }
     let _ = stream.shutdown().await;
 }
 
@@ -211,7 +216,8 @@ pub fn answer(request: &Request, content: &Content) -> Reply {
     if request.path == "/v2/" {
         return Reply::new(200, "{}");
     }
-    let Some((kind, bytes)) = content.get(&request.path) else {
+    let path = request.path.split('?').next().unwrap_or_default();
+    let Some((kind, bytes)) = content.get(path) else {
         let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
         return Reply::new(404, body.to_string());
     };

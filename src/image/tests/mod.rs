@@ -2,6 +2,7 @@
 
 mod fake;
 mod pull;
+mod registries;
 mod store;
 
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::path::Path;
 use super::*;
 
 pub async fn open(root: &Path) -> Images {
-    Images::open(super::Config { root: root.to_owned(), insecure_registries: Vec::new() }).await.unwrap()
+    Images::open(super::Config { root: root.to_owned(), ..super::Config::default() }).await.unwrap()
 }
 
 /// Runs until background work has had its effect.

@@ -35,7 +35,7 @@ async fn behaviour_7_names_survive_retagging_and_a_restart() {
 /// The index is free once the last task of the old one has ended.
 async fn reopen(root: &Path) -> Images {
     for _ in 0..1000 {
-        let config = super::Config { root: root.to_owned(), insecure_registries: Vec::new() };
+        let config = super::Config { root: root.to_owned(), ..super::Config::default() };
         match Images::open(config).await {
             Ok(images) => return images,
             Err(error) => assert!(error.message.contains("in use"), "{error}"),
@@ -144,7 +144,7 @@ async fn a_damaged_store_is_an_error_and_stays_as_it_is() {
     let fake = Fake::plain().await;
     let images = open(root.path()).await;
     pulled(&images, &fake, "a/b", "v1", &[("x", b"1")]).await;
-    let config = || super::Config { root: root.path().to_owned(), insecure_registries: Vec::new() };
+    let config = || super::Config { root: root.path().to_owned(), ..super::Config::default() };
     let refused = async || {
         let error = Images::open(config()).await.err().unwrap();
         assert_eq!(error.kind, Kind::FailedPrecondition, "{error}");

@@ -95,6 +95,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_that_panics_is_an_error_and_the_next_one_runs() {
+        let flights = Flights::<&str, u32>::default();
+        let broken = flights.join("layer", || async { panic!("on purpose") }).await;
+        assert!(broken.unwrap_err().message.contains("ended early"));
+        assert_eq!(flights.join("layer", || async { Ok(7) }).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
     async fn a_caller_that_gives_up_does_not_stop_the_call() {
         let flights = Flights::<&str, u32>::default();
         let gate = Arc::new(tokio::sync::Notify::new());

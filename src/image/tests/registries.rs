@@ -1,0 +1,173 @@
+//! Mirrors and hosts that fail, and who gets to see which credential.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::fake::{Fake, Reply, answer, layer};
+use super::*;
+
+/// `hosts.toml` for `registry`: the mirror first.
+fn mirrored(directory: &Path, registry: &Fake, text: &str) {
+    let directory = directory.join(registry.address.to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("hosts.toml"), text).unwrap();
+}
+
+async fn open_with(root: &Path, registries: Settings) -> Images {
+    let config = super::super::Config { root: root.join("store"), registries, ..Default::default() };
+    Images::open(config).await.unwrap()
+}
+
+fn settings(root: &Path) -> Settings {
+    Settings { certs_dirs: vec![root.to_owned()], stall: Duration::from_millis(500), ..Settings::default() }
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    getrandom::fill(&mut noise).unwrap();
+    noise
+}
+
+fn amy() -> Auth {
+    Auth { username: "amy".into(), password: "secret".into(), ..Auth::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_asked_first_without_the_pulls_credential() {
+    let root = tempfile::tempdir().unwrap();
+    let (registry, mirror) = (Fake::plain().await, Fake::plain().await);
+    let wanting = Fake::start(|request, content| {
+        let given = request.headers.contains_key("authorization");
+        let denied = Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\"");
+        Some(if given { answer(request, content) } else { denied })
+    })
+    .await;
+    for fake in [&registry, &mirror, &wanting] {
+        fake.put_image("a/b", "v1", &[layer(&[("x", b"1")])]);
+    }
+    let text = format!(
+        "[host.\"http://{}\"]\n[host.\"http://{}/base/v2\"]\n[host.\"http://{}/base/v2\".header]\nx-team = \"nodes\"\n",
+        wanting.address, mirror.address, mirror.address
+    );
+    mirrored(root.path(), &registry, &text);
+    let images = open_with(root.path(), settings(root.path())).await;
+    let name = registry.reference("a/b:v1");
+    // The second mirror has nothing under that path: the registry itself answers in the end.
+    images.pull(&name, amy()).await.unwrap();
+    let seen = |fake: &Fake| fake.requests.lock().unwrap().clone();
+    assert!(seen(&wanting).iter().all(|r| !r.headers.contains_key("authorization")));
+    assert!(!seen(&wanting).is_empty());
+    let at_mirror = seen(&mirror);
+    assert_eq!(
+        at_mirror[0].path,
+        format!("/base/v2/a/b/manifests/v1?ns={}", registry.address.to_string().replace(':', "%3A"))
+    );
+    assert!(
+        at_mirror.iter().all(|r| r.headers["x-team"] == "nodes" && !r.headers.contains_key("authorization"))
+    );
+    assert!(seen(&registry).iter().all(|r| !r.headers.contains_key("x-team")));
+    // A credential that names the mirror is for it.
+    images.remove(&name).await.unwrap();
+    let before = registry.count("");
+    images.pull(&name, Auth { server_address: wanting.address.to_string(), ..amy() }).await.unwrap();
+    assert_eq!(registry.count(""), before, "the mirror had it all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_without_resolve_is_asked_for_content_only() {
+    let root = tempfile::tempdir().unwrap();
+    let (registry, mirror) = (Fake::plain().await, Fake::plain().await);
+    for fake in [&registry, &mirror] {
+        fake.put_image("a/b", "v1", &[layer(&[("x", b"1")])]);
+    }
+    // The mirror's API begins where the URL says, and the query does not matter to this fake.
+    let text = format!("[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n", mirror.address);
+    mirrored(root.path(), &registry, &text);
+    let images = open_with(root.path(), settings(root.path())).await;
+    images.pull(&registry.reference("a/b:v1"), Auth::default()).await.unwrap();
+    assert_eq!((mirror.count("/manifests/"), registry.count("/manifests/")), (0, 1));
+    assert_eq!((mirror.count("/blobs/"), registry.count("/blobs/")), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_one_host_stalls_the_next_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Fake::plain().await;
+    let never = Arc::new(tokio::sync::Semaphore::new(0));
+    let mirror = Fake::start(move |request, content| {
+        let mut reply = answer(request, content);
+        if reply.body.len() > 100_000 {
+            (reply.cut, reply.stall) = (Some(70_000), Some(Arc::clone(&never)));
+        }
+        Some(reply)
+    })
+    .await;
+    let noise = noise(150_000);
+    for fake in [&registry, &mirror] {
+        fake.put_image("a/b", "v1", &[layer(&[("noise", &noise)])]);
+    }
+    mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
+    let images = open_with(root.path(), settings(root.path())).await;
+    let name = registry.reference("a/b:v1");
+    images.pull(&name, Auth::default()).await.unwrap();
+    let stack = images.status(&name).unwrap().unwrap().layers;
+    assert_eq!(std::fs::read(stack[0].join("noise")).unwrap(), noise);
+    let requests = registry.requests.lock().unwrap().clone();
+    let [rest] = &requests.iter().filter(|r| r.path.contains("/blobs/")).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    assert_eq!(rest.headers["range"], "bytes=70000-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_hosts_errors_are_told() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Fake::plain().await;
+    let mirror = Fake::start(|_, _| Some(Reply::new(403, "{}"))).await;
+    mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
+    let images = open_with(root.path(), settings(root.path())).await;
+    let error = images.pull(&registry.reference("a/b:v1"), Auth::default()).await.unwrap_err();
+    assert_eq!(error.kind, crate::error::Kind::NotFound, "the registry's own word counts");
+    for part in [&mirror.address.to_string(), "403", "manifest unknown", "repository a/b, manifest v1"] {
+        assert!(error.message.contains(part), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_asks_for_patience_gets_it() {
+    let root = tempfile::tempdir().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let registry = Fake::start(move |request, _| {
+        let busy = request.path != "/v2/" && asked.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+        busy.then(|| Reply::new(429, "").header("Retry-After", "0"))
+    })
+    .await;
+    registry.put_image("a/b", "v1", &[layer(&[("x", b"1")])]);
+    let images = open_with(root.path(), settings(root.path())).await;
+    images.pull(&registry.reference("a/b:v1"), Auth::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_conf_gives_short_names_and_other_places() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Fake::plain().await;
+    let (id, _) = registry.put_image("inner/tool", "v1", &[layer(&[("x", b"1")])]);
+    let conf = root.path().join("registries.conf");
+    let text = format!(
+        "unqualified-search-registries = [\"{0}/none\", \"search.example\"]\n\
+         [[registry]]\nprefix = \"search.example\"\nlocation = \"{0}/inner\"\n\
+         [[registry]]\nlocation = \"bad.example\"\nblocked = true\n",
+        registry.address
+    );
+    std::fs::write(&conf, text).unwrap();
+    let images =
+        open_with(root.path(), Settings { registries_conf: Some(conf), ..settings(root.path()) }).await;
+    assert_eq!(images.pull("tool:v1", Auth::default()).await.unwrap(), id.to_string());
+    let image = images.status("tool:v1").unwrap().unwrap().image;
+    assert_eq!(image.repo_tags, ["search.example/tool:v1"]);
+    let error = images.pull("bad.example/x", Auth::default()).await.unwrap_err();
+    assert!(error.message.contains("blocked"), "{error}");
+    images.remove("tool:v1").await.unwrap();
+    assert!(images.list(None).unwrap().is_empty());
+}

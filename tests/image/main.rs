@@ -1,0 +1,8 @@
+//! Pulls from Debian's docker-registry, of images that skopeo pushed in every form.
+//!
+//! Needs root, docker-registry, skopeo and htpasswd; `hack/test` installs them. Without them the
+//! tests say so and pass, unless CI is set.
+
+mod forms;
+mod support;
+mod tls;
