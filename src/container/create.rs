@@ -21,10 +21,11 @@ use crate::container::spec::{ContainerSpec, RunAs};
 use crate::container::status::User;
 use crate::container::stdio::{self, Stdio};
 use crate::container::{
-    Container, Phase, Record, attached, end, process_env, remove, rlimits, rootfs, signal, user, volumes,
+    Container, Phase, Record, attached, end, image_volume, process_env, remove, rlimits, rootfs, signal,
+    user, volumes,
 };
 use crate::error::{Kind, Step};
-use crate::image::Resolved;
+use crate::image::{Image, Resolved};
 use crate::keeper::client::{Role, Spawn};
 use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
@@ -139,6 +140,8 @@ struct Making<'a> {
 struct Ground {
     spec: Arc<ContainerSpec>,
     image: Resolved,
+    /// Of the image volumes, in order.
+    volumes: Vec<Resolved>,
     root: OwnedFd,
     user: User,
     argv: Vec<String>,
@@ -155,16 +158,15 @@ struct Ground {
 impl Making<'_> {
     async fn run(&mut self, spec: ContainerSpec) -> Result<Container> {
         let node = self.node;
-        let found = node.images.list(Some(&spec.image.image))?.into_iter().next();
-        let found =
-            found.ok_or_else(|| Error::not_found(format!("image {:?} is not present", spec.image.image)))?;
-        let image = node.images.hold(&found.id, self.id)?;
+        let image = node.images.hold(&image_volume::image_id(node, &spec.image.image)?, self.id)?;
+        let volumes = image_volume::hold(node, self.id, &spec)?;
         let spec = Arc::new(spec);
         // Neither needs the other, and each takes about a millisecond of the kernel's time.
         let (made, ground) = tokio::join!(self.make_cgroup(&spec), self.prepare(Arc::clone(&spec), image));
         let (cgroup, warnings) = made?;
         self.cgroup = Some(cgroup.clone());
         let mut ground = ground?;
+        ground.volumes = volumes;
         let trees = self.open_trees(&mut ground).await?;
         node.cgroups.allow_devices(&cgroup, &ground.devices.rules)?;
         self.finish(ground, trees, cgroup, warnings).await
@@ -221,6 +223,14 @@ impl Making<'_> {
                 }
                 Source::Ours(mount) => {
                     let volume = volumes::open(mount)?;
+                    trees.insert(index, volume.into());
+                }
+                Source::Image(at, mount) => {
+                    let layers =
+                        ground.volumes.get(*at).map(|image| image.volume_layers()).unwrap_or_default();
+                    let mount = mount.clone();
+                    let opened = tokio::task::spawn_blocking(move || image_volume::open(&mount, &layers));
+                    let volume = opened.await.unwrap_or_else(|e| Err(Error::internal(e.to_string())))?;
                     trees.insert(index, volume.into());
                 }
                 Source::PodShm => {
@@ -350,13 +360,14 @@ impl Making<'_> {
             spec: Arc::clone(&ground.spec),
             created_at: table::now(),
             image_id: image.id.clone(),
-            image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+            image_ref: digest_of(image),
             user: ground.user.clone(),
             stop_signal: stop_signal(&ground.spec, &ground.image)?,
             oom_baseline: self.node.cgroups.oom_kills(cgroup).unwrap_or_default(),
             cgroup: Some(cgroup.clone()),
             log_path: ground.log_path.clone(),
             warnings,
+            volume_images: ground.volumes.iter().map(|v| digest_of(&v.image)).collect(),
         })
     }
 
@@ -474,7 +485,21 @@ fn ground(
     let devices = devices::resolve(&spec.devices, spec.security.privileged)?;
     let user = User { uid: found.uid, gid: found.gid, groups: found.groups };
     let apparmor = apparmor::resolve(&spec.security.apparmor).step(|| "finding the apparmor_profile")?;
-    Ok(Ground { spec, image, root, user, argv, env, cwd, devices, mounts, stdio, log_path, apparmor })
+    Ok(Ground {
+        spec,
+        image,
+        volumes: Vec::new(),
+        root,
+        user,
+        argv,
+        env,
+        cwd,
+        devices,
+        mounts,
+        stdio,
+        log_path,
+        apparmor,
+    })
 }
 
 fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<user::Resolved> {
@@ -495,6 +520,11 @@ fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<u
 
 fn log_path(directory: &str, path: &str) -> PathBuf {
     if directory.is_empty() || path.is_empty() { PathBuf::new() } else { Path::new(directory).join(path) }
+}
+
+/// The digest that the registry knows an image by, its ID where there is none.
+fn digest_of(image: &Image) -> String {
+    image.repo_digests.first().unwrap_or(&image.id).clone()
 }
 
 /// The request's, else the image's, else SIGTERM; by the CRI's name (BEHAVIOUR 11).

@@ -16,6 +16,7 @@ pub mod end;
 pub mod exec;
 pub mod exec_session;
 pub mod exposure;
+pub mod image_volume;
 pub mod list;
 pub mod metrics;
 pub mod mounts;
@@ -70,6 +71,9 @@ pub struct Record {
     /// OOM kills that its cgroup had before it ran: not its own (BEHAVIOUR 10).
     pub oom_baseline: u64,
     pub warnings: Vec<String>,
+    /// The digests of its image volumes, in the order of the spec's mounts.
+    #[serde(default)]
+    pub volume_images: Vec<String>,
 }
 
 /// exit.json: how a container ended. Times in nanoseconds since the epoch.

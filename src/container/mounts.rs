@@ -21,6 +21,8 @@ pub enum Source {
     Host(Mount),
     /// A file or directory that we know to be the node's own.
     Ours(Mount),
+    /// An image; the number counts the request's image volumes.
+    Image(usize, Mount),
     /// The pod's /dev/shm.
     PodShm,
     /// The container's devpts: made in the child, or before it where there is a terminal.
@@ -51,9 +53,16 @@ pub struct Wish<'a> {
 
 pub fn plan(wish: &Wish<'_>) -> Result<Vec<Planned>> {
     let mut planned = Vec::with_capacity(wish.mounts.len() + 12);
+    let mut images = 0;
     for mount in wish.mounts {
         let destination = clean(&mount.container_path)?;
-        planned.push(host(destination, mount.clone()));
+        let mut one = host(destination, mount.clone());
+        if let Some(volume) = &mount.image {
+            one.oci.set_source(Some(PathBuf::from(&volume.image.image)));
+            one.source = Source::Image(images, mount.clone());
+            images += 1;
+        }
+        planned.push(one);
     }
     let mut own = file_systems(wish)?;
     own.extend(pod_files(wish));

@@ -165,6 +165,7 @@ fn damaged(node: &Node, id: &str) -> Record {
         log_path: Default::default(),
         oom_baseline: 0,
         warnings: Vec::new(),
+        volume_images: Vec::new(),
     }
 }
 

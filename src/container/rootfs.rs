@@ -52,6 +52,22 @@ pub fn mount(layers: &[PathBuf], directory: &Path) -> Result<OwnedFd> {
         .step(|| format!("mounting the overlay on {}", upper.display()))
 }
 
+/// The layers alone, the topmost first, at least two.
+pub fn read_only(layers: &[PathBuf]) -> Result<OwnedFd> {
+    probe::single_layers().step(|| "mounting an image as a volume")?;
+    let overlay =
+        fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(|| "opening the overlay file system")?;
+    let mut held = Vec::new();
+    for layer in layers {
+        let value = short(layer, &mut held)?;
+        fsconfig_set_string(&overlay, "lowerdir+", &value)
+            .step(|| format!("overlay: setting lowerdir+ to {}", layer.display()))?;
+    }
+    let step = || format!("mounting the overlay of {} layers, read-only", layers.len());
+    fsconfig_create(&overlay).step(step)?;
+    fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).step(step)
+}
+
 /// The path, or where it is too long for fsconfig, a short name of an fd kept in `held`.
 fn short(path: &Path, held: &mut Vec<OwnedFd>) -> Result<PathBuf> {
     if path.as_os_str().len() < LONGEST {

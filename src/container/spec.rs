@@ -68,6 +68,17 @@ pub struct Mount {
     pub propagation: Propagation,
     /// Without SELinux on the host this is a no-op, as with the peers.
     pub selinux_relabel: bool,
+    /// What is mounted instead of `host_path`; always read-only.
+    #[serde(default)]
+    pub image: Option<ImageVolume>,
+}
+
+/// An image's content as a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    pub image: ImageSpec,
+    /// A path inside the image, relative; empty: all of it.
+    pub sub_path: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,6 +42,8 @@ pub struct ContainerStatus {
     pub user: User,
     /// As the CRI's enum name without SIGNAL_, e.g. "SIGTERM".
     pub stop_signal: String,
+    /// The digests of its image volumes, in the order of the spec's mounts.
+    pub volume_images: Vec<String>,
 }
 
 /// The user actually set (BEHAVIOUR 20).
@@ -86,6 +88,7 @@ pub fn of(container: &Container) -> ContainerStatus {
         resources: container.resources(),
         user: record.user.clone(),
         stop_signal: record.stop_signal.clone(),
+        volume_images: record.volume_images.clone(),
     };
     match container.phase() {
         Phase::Created(_) => {}

@@ -7,8 +7,11 @@
 //!
 //! Both arrows are bounded: memory does not depend on the layer's size.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -21,6 +24,7 @@ use super::manifest::Descriptor;
 use super::registry::Session;
 use super::store::Store;
 use super::unpack::{self, Limits};
+use crate::error::Step;
 use crate::{Error, Result};
 
 /// Chunks from the network that may wait.
@@ -29,20 +33,40 @@ const CHUNKS: usize = 4;
 const BLOCKS: usize = 4;
 const BLOCK: usize = 128 << 10;
 
+/// Where a layer comes from.
+pub enum Source<'a> {
+    /// A registry; the number counts the bytes that came in.
+    Registry(&'a Session, &'a AtomicU64),
+    /// A file of an archive, and the archive's name for messages.
+    File(PathBuf, &'a str),
+}
+
 /// Fetches, unpacks and verifies the layer, and stages it in the store.
 pub async fn fetch(
-    session: &Session,
+    from: Source<'_>,
     layer: &Descriptor,
     diff_id: Digest,
     store: Arc<Store>,
     limits: Limits,
 ) -> Result<()> {
+    let (session, fetched) = match from {
+        Source::Registry(session, fetched) => (session, fetched),
+        Source::File(path, archive) => {
+            let failed = |e: Error| e.during(format!("{archive}, layer {diff_id}"));
+            let file = File::open(&path).step(|| format!("opening {}", path.display())).map_err(failed)?;
+            let unpacking = move || unpack(Input::File(file), None, diff_id, &store, limits);
+            let unpacked = tokio::task::spawn_blocking(unpacking).await;
+            return unpacked
+                .unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))))
+                .map_err(failed);
+        }
+    };
     let what = format!("blob {}", layer.digest);
     layer.check_layer().map_err(|e| session.failed(&what, e))?;
     let (sink, source) = mpsc::channel(CHUNKS);
-    let digest = layer.digest;
+    let (source, digest) = (Input::Channel(source), Some(layer.digest));
     let unpacking = tokio::task::spawn_blocking(move || unpack(source, digest, diff_id, &store, limits));
-    if let Err(error) = session.blob(layer.digest, layer.size, &sink).await {
+    if let Err(error) = session.blob(layer.digest, layer.size, &sink, fetched).await {
         // The unpacking thread fails with the same error.
         let _ = sink.send(Err(error)).await;
     }
@@ -52,8 +76,8 @@ pub async fn fetch(
 }
 
 fn unpack(
-    source: mpsc::Receiver<Result<Bytes>>,
-    digest: Digest,
+    source: Input,
+    digest: Option<Digest>,
     diff_id: Digest,
     store: &Store,
     limits: Limits,
@@ -67,14 +91,14 @@ fn unpack(
             .spawn_scoped(scope, move || inflate(Download::new(source), &full, &spare));
         let inflating = inflating.map_err(|e| Error::io("starting a thread", e))?;
         let mut pipe = Pipe { blocks, empty, block: Vec::new(), at: 0, hasher: Sha256::new() };
-        let usage = unpack::apply(&mut pipe, &staging.fs(), limits);
+        let usage = unpack::apply(&mut pipe, &staging.fs(), Some(&staging.manifest()), limits);
         let found = Digest::finish(std::mem::take(&mut pipe.hasher));
         // Without a reader the other thread ends.
         drop(pipe);
         let compressed = inflating.join().map_err(|_| Error::internal("decompressing a layer panicked"))?;
         Ok::<_, Error>((usage?, found, compressed?))
     })?;
-    if found_compressed != digest {
+    if digest.is_some_and(|digest| found_compressed != digest) {
         return Err(Error::internal(format!("its digest is {found_compressed}: not what was asked for")));
     }
     if found != diff_id {
@@ -85,15 +109,21 @@ fn unpack(
     store.staged(staging, diff_id, usage)
 }
 
+/// Where compressed bytes come from.
+enum Input {
+    Channel(mpsc::Receiver<Result<Bytes>>),
+    File(File),
+}
+
 /// The compressed bytes as they come in, hashed.
 struct Download {
-    source: mpsc::Receiver<Result<Bytes>>,
+    source: Input,
     chunk: Bytes,
     hasher: Sha256,
 }
 
 impl Download {
-    fn new(source: mpsc::Receiver<Result<Bytes>>) -> Self {
+    fn new(source: Input) -> Self {
         Self { source, chunk: Bytes::new(), hasher: Sha256::new() }
     }
 
@@ -108,14 +138,19 @@ impl Download {
     }
 
     fn receive(&mut self) -> io::Result<Option<Bytes>> {
-        match self.source.blocking_recv() {
-            None => Ok(None),
-            Some(Ok(chunk)) => {
-                self.hasher.update(&chunk);
-                Ok(Some(chunk))
+        let chunk = match &mut self.source {
+            Input::Channel(source) => source.blocking_recv().transpose().map_err(io::Error::other)?,
+            Input::File(file) => {
+                let mut chunk = vec![0; BLOCK];
+                let len = file.read(&mut chunk)?;
+                chunk.truncate(len);
+                (len > 0).then(|| chunk.into())
             }
-            Some(Err(error)) => Err(io::Error::other(error)),
+        };
+        if let Some(chunk) = &chunk {
+            self.hasher.update(chunk);
         }
+        Ok(chunk)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Images: references, registries, layers, the store.
 
 mod digest;
+mod import;
 mod layer;
 mod manifest;
+mod progress;
 mod pull;
 mod reference;
 mod registry;
@@ -18,11 +20,14 @@ use std::sync::Arc;
 use oci_spec::image::ImageConfiguration;
 
 use self::digest::Digest;
+pub use self::import::Imported;
+pub use self::progress::{LayerStatus, PullStatus};
 use self::pull::Puller;
 use self::reference::{Query, Reference};
 use self::registry::Registries;
 pub use self::registry::{Proxy, Settings};
 use self::store::Store;
+pub use self::store::check::{Fault, Report, offline as check_offline};
 pub use self::unpack::Limits;
 use crate::{Error, Result};
 
@@ -65,6 +70,17 @@ pub struct Resolved {
     pub config: ImageConfiguration,
     /// Directories for overlay, the topmost layer first.
     pub layers: Vec<PathBuf>,
+    /// An empty directory that is not among them.
+    pub bottom: PathBuf,
+}
+
+impl Resolved {
+    /// The layers of a stack without a writable one, of which overlay wants two at least.
+    pub fn volume_layers(&self) -> Vec<PathBuf> {
+        let mut layers = self.layers.clone();
+        layers.push(self.bottom.clone());
+        layers
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -140,6 +156,30 @@ impl Images {
         Err(last.unwrap_or_else(|| Error::invalid(format!("image reference {reference:?} means nothing"))))
     }
 
+    /// Pulls under way.
+    pub fn pulling(&self) -> Vec<PullStatus> {
+        self.puller.list()
+    }
+
+    /// Takes in every image of an archive. `name` is for one that the archive does not name.
+    pub async fn import(
+        &self,
+        archive: Box<dyn std::io::Read + Send>,
+        name: Option<String>,
+    ) -> Result<Vec<Imported>> {
+        self.puller.import(archive, name).await
+    }
+
+    /// Compares the store with what it should hold; `repair` withdraws what is wrong.
+    pub async fn check(&self, repair: bool) -> Result<Report> {
+        let store = Arc::clone(&self.store);
+        let report = blocking(move || store.check(repair)).await?;
+        if repair {
+            self.sweep();
+        }
+        Ok(report)
+    }
+
     /// What a pull of `text` asks for, in order: more than one where the node's registries.conf
     /// says where short names are searched.
     fn meanings(&self, text: &str) -> Result<Vec<Reference>> {
@@ -191,16 +231,28 @@ impl Images {
         self.resolved(id)?.ok_or_else(not_found)
     }
 
+    /// The same for an image that the container has as its volume number `volume`.
+    pub fn hold_volume(&self, image_id: &str, container: &str, volume: usize) -> Result<Resolved> {
+        self.hold(image_id, &format!("{container}.{volume}"))
+    }
+
+    /// Releases the container's image and those of its volumes.
     pub fn release(&self, holder: &str) {
-        if self.store.release(holder) {
+        let volumes = self.store.catalog().volume_holders(holder);
+        let mut free = self.store.release(holder);
+        for volume in volumes {
+            free |= self.store.release(&volume);
+        }
+        if free {
             self.sweep();
         }
     }
 
     /// Releases every holder that is not among `living`: containers that went while no daemon ran.
     pub fn retain_holders(&self, living: &HashSet<String>) {
-        let holders = self.store.catalog().holders();
-        holders.iter().filter(|holder| !living.contains(*holder)).for_each(|holder| self.release(holder));
+        let container = |holder: &String| holder.split('.').next().unwrap_or_default().to_owned();
+        let holders: HashSet<_> = self.store.catalog().holders().iter().map(container).collect();
+        holders.difference(living).for_each(|holder| self.release(holder));
     }
 
     fn resolved(&self, id: Digest) -> Result<Option<Resolved>> {
@@ -211,7 +263,12 @@ impl Images {
         };
         let config =
             pull::parse_config(&self.store.config(id)?).map_err(|e| e.during(format!("image {id}")))?;
-        Ok(Some(Resolved { image, config, layers: self.store.lower_directories(&stack) }))
+        Ok(Some(Resolved {
+            image,
+            config,
+            layers: self.store.lower_directories(&stack),
+            bottom: self.store.bottom(),
+        }))
     }
 
     /// Frees what nothing uses any more, in the background.

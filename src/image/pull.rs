@@ -4,6 +4,7 @@
 //! same reference with the same credential meanwhile joins. Layers are shared among all pulls by
 //! diff ID.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,14 @@ use tokio::sync::Semaphore;
 
 use super::Auth;
 use super::digest::Digest;
-use super::layer;
+use super::layer::{self, Source};
 use super::manifest::{self, Descriptor, Manifest, Platform};
+use super::progress::{Progress, PullStatus, Watched};
 use super::reference::{Reference, Version};
 use super::registry::{Credential, Registries, Session};
 use super::store::{NewImage, Store};
 use super::unpack::Limits;
+use crate::error::Kind;
 use crate::flight::Flights;
 use crate::{Error, Result};
 
@@ -27,18 +30,21 @@ const MAX_NESTING: usize = 4;
 const MAX_MANIFESTS: usize = 16;
 /// Layers on their way at once, over all pulls: each has two threads, a connection and some 2 MiB.
 const MAX_LAYERS: usize = 12;
+/// How often a long pull says in the log how far it is.
+const TELL: Duration = Duration::from_secs(30);
 /// The layers of a failed pull stay this long for the next attempt.
 const GRACE: Duration = Duration::from_secs(600);
 
 pub struct Puller {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     registries: Registries,
-    limits: Limits,
-    host: Platform,
+    pub(super) limits: Limits,
+    progress: Progress,
+    pub(super) host: Platform,
     /// By reference and credential.
     pulls: Flights<(Reference, Digest), String>,
     /// By diff ID.
-    layers: Flights<Digest, ()>,
+    pub(super) layers: Flights<Digest, ()>,
     slots: Semaphore,
 }
 
@@ -51,13 +57,17 @@ struct Found {
 }
 
 /// Layers that a pull needs: they stay until it has ended, however it ends.
-struct Pins<'a> {
+pub(super) struct Pins<'a> {
     store: &'a Store,
     diff_ids: Vec<Digest>,
 }
 
-impl Pins<'_> {
-    fn add(&mut self, diff_ids: &[Digest]) {
+impl<'a> Pins<'a> {
+    pub fn new(store: &'a Store) -> Self {
+        Self { store, diff_ids: Vec::new() }
+    }
+
+    pub fn add(&mut self, diff_ids: &[Digest]) {
         let mut catalog = self.store.catalog_mut();
         diff_ids.iter().for_each(|diff_id| catalog.pin(*diff_id));
         self.diff_ids.extend_from_slice(diff_ids);
@@ -77,6 +87,7 @@ impl Puller {
             store,
             registries,
             limits,
+            progress: Progress::default(),
             host: Platform::host(),
             pulls: Flights::default(),
             layers: Flights::default(),
@@ -100,9 +111,13 @@ impl Puller {
     async fn run(self: &Arc<Self>, reference: &Reference, auth: &Auth) -> Result<String> {
         let started = Instant::now();
         let session = Arc::new(self.registries.session(reference, auth).await?);
-        let mut pins = Pins { store: &self.store, diff_ids: Vec::new() };
-        let result = self.fetch(reference, &session, &mut pins).await;
-        drop(pins);
+        let mut pins = Pins::new(&self.store);
+        let watched = self.progress.begin(&reference.to_string());
+        let result = tokio::select! {
+            result = self.fetch(reference, &session, &mut pins, &watched) => result,
+            never = self.tell_now_and_then(reference) => never,
+        };
+        drop((pins, watched));
         if result.is_err() {
             let store = Arc::clone(&self.store);
             tokio::spawn(async move {
@@ -116,25 +131,62 @@ impl Puller {
         Ok(id.to_string())
     }
 
+    /// Long pulls leave a trace in the log.
+    async fn tell_now_and_then(&self, reference: &Reference) -> Result<Digest> {
+        let name = reference.to_string();
+        loop {
+            tokio::time::sleep(TELL).await;
+            for pull in self.list().iter().filter(|pull| pull.reference == name) {
+                let (fetched, of) = pull.total();
+                tracing::info!(image = name, fetched, of, seconds = pull.running.as_secs(), "pulling");
+            }
+        }
+    }
+
+    /// Pulls under way.
+    pub fn list(&self) -> Vec<PullStatus> {
+        self.progress.list(|diff_id| self.store.catalog().has_layer(diff_id))
+    }
+
+    /// A pull that cannot fit ends before it begins: unpacked, layers are rarely smaller than they
+    /// come over the wire. RESOURCE_EXHAUSTED says what is missing.
+    fn check_headroom(&self, layers: &[Descriptor], diff_ids: &[Digest]) -> Result<()> {
+        let missing = {
+            let catalog = self.store.catalog();
+            let missing = layers.iter().zip(diff_ids).filter(|(_, diff_id)| !catalog.has_layer(**diff_id));
+            missing.map(|(layer, _)| (layer.digest, layer.size)).collect::<HashMap<_, _>>()
+        };
+        let needed = missing.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+        let free = self.store.free_bytes()?;
+        if needed <= free {
+            return Ok(());
+        }
+        let short = needed - free;
+        Err(Error::new(
+            Kind::ResourceExhausted,
+            format!(
+                "it needs {needed} bytes at least, {free} are free in the image store: {short} are missing"
+            ),
+        ))
+    }
+
     async fn fetch(
         self: &Arc<Self>,
         reference: &Reference,
         session: &Arc<Session>,
         pins: &mut Pins<'_>,
+        watched: &Watched<'_>,
     ) -> Result<Digest> {
         let found = self.resolve(reference, session).await?;
         let id = found.config.digest;
         let bytes = session.small_blob(id, found.config.size, MAX_CONFIG).await?;
         let what = format!("config {id}");
         let config = parse_config(&bytes).map_err(|e| session.failed(&what, e))?;
-        let diff_ids =
-            config.rootfs().diff_ids().iter().map(|d| Digest::parse(d)).collect::<Result<Vec<_>>>()?;
-        if diff_ids.len() != found.layers.len() {
-            let (layers, diff_ids) = (found.layers.len(), diff_ids.len());
-            let error = format!("it names {diff_ids} diff IDs, but the manifest {layers} layers");
-            return Err(session.failed(&what, Error::invalid(error)));
-        }
+        let diff_ids = diff_ids(&config, found.layers.len()).map_err(|e| session.failed(&what, e))?;
         pins.add(&diff_ids);
+        let blobs = found.layers.iter().zip(&diff_ids);
+        watched.layers(blobs.map(|(layer, diff_id)| (layer.digest, layer.size, *diff_id)).collect());
+        self.check_headroom(&found.layers, &diff_ids)?;
         let pairs = diff_ids.iter().zip(found.layers);
         let fetches = pairs.map(|(diff_id, layer)| self.layer(Arc::clone(session), layer, *diff_id));
         futures_util::future::try_join_all(fetches).await?;
@@ -143,7 +195,7 @@ impl Puller {
             Version::Tag(_) => Some(reference.to_string()),
             Version::Digest(_) => None,
         };
-        let digest = format!("{}@{}", reference.name(), found.digest);
+        let digest = Some(format!("{}@{}", reference.name(), found.digest));
         let new = NewImage { id, tag, digest, layers: once_each(diff_ids), user };
         if !self.store.catalog().is_named(&new) {
             let store = Arc::clone(&self.store);
@@ -238,7 +290,9 @@ impl Puller {
         if self.store.catalog().has_layer(diff_id) {
             return Ok(());
         }
-        layer::fetch(&session, &layer, diff_id, Arc::clone(&self.store), self.limits).await
+        let fetching = self.progress.fetching(diff_id);
+        let from = Source::Registry(&session, &fetching.bytes);
+        layer::fetch(from, &layer, diff_id, Arc::clone(&self.store), self.limits).await
     }
 }
 
@@ -251,9 +305,18 @@ fn check_digest(wanted: Digest, got: Digest) -> Result<()> {
 
 /// Overlay refuses a directory twice; only the topmost can be seen anyway, since whatever the
 /// lower one has the upper one has too.
-fn once_each(diff_ids: Vec<Digest>) -> Vec<Digest> {
+pub fn once_each(diff_ids: Vec<Digest>) -> Vec<Digest> {
     let last = |at: usize| !diff_ids[at + 1..].contains(&diff_ids[at]);
     (0..diff_ids.len()).filter(|at| last(*at)).map(|at| diff_ids[at]).collect()
+}
+
+/// The diff IDs of an image with so many layers.
+pub fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>> {
+    let diff_ids = config.rootfs().diff_ids().iter().map(|d| Digest::parse(d)).collect::<Result<Vec<_>>>()?;
+    match diff_ids.len() {
+        count if count == layers => Ok(diff_ids),
+        count => Err(Error::invalid(format!("it names {count} diff IDs, but the manifest {layers} layers"))),
+    }
 }
 
 /// An image's config. Builders write null where they have nothing, and some leave out the os.

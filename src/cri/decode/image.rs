@@ -35,9 +35,12 @@ pub(in crate::cri) fn auth(auth: Option<wire::AuthConfig>) -> Auth {
 /// A container's image.
 pub(super) fn spec(image: Option<wire::ImageSpec>) -> Result<ImageSpec> {
     reference(image.as_ref()).map_err(|e| Error::invalid(format!("config.{}", e.message)))?;
-    let image = image.unwrap_or_default();
+    spec_of("config.image", image.unwrap_or_default())
+}
+
+pub(super) fn spec_of(field: &str, image: wire::ImageSpec) -> Result<ImageSpec> {
     Ok(ImageSpec {
-        image: text::plain("config.image.image", image.image)?,
+        image: text::plain(&format!("{field}.image"), image.image)?,
         annotations: image.annotations,
         user_specified_image: image.user_specified_image,
         runtime_handler: image.runtime_handler,

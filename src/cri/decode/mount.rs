@@ -1,6 +1,6 @@
 //! Volumes and devices of a container.
 
-use crate::container::spec::{Device, Mount, Propagation};
+use crate::container::spec::{Device, ImageVolume, Mount, Propagation};
 use crate::cri::decode::{known, text};
 use crate::cri::wire;
 use crate::error::{Error, Result};
@@ -9,12 +9,6 @@ pub(super) fn mount(field: &str, wire: wire::Mount) -> Result<Mount> {
     let at = |name: &str| format!("{field}.{name}");
     if !wire.uid_mappings.is_empty() || !wire.gid_mappings.is_empty() {
         return Err(Error::unimplemented(format!("{} and gidMappings", at("uidMappings"))));
-    }
-    if wire.image.is_some_and(|image| !image.image.is_empty()) {
-        return Err(Error::unimplemented(at("image")));
-    }
-    if !wire.image_sub_path.is_empty() {
-        return Err(Error::unimplemented(at("image_sub_path")));
     }
     if !wire.mount_options.is_empty() {
         return Err(Error::unimplemented(at("mount_options")));
@@ -29,14 +23,35 @@ pub(super) fn mount(field: &str, wire: wire::Mount) -> Result<Mount> {
     if container_path == "/" {
         return Err(Error::invalid(format!("{} is the root of the container", at("container_path"))));
     }
+    let wanted = wire.image.filter(|image| !image.image.is_empty());
+    let image = wanted.map(|image| image_volume(field, image, wire.image_sub_path.clone())).transpose()?;
+    if image.is_none() && !wire.image_sub_path.is_empty() {
+        return Err(Error::invalid(format!("{} is given without an image", at("image_sub_path"))));
+    }
+    if image.is_some() && !wire.readonly {
+        return Err(Error::invalid(format!("{} must be true: an image is never written to", at("readonly"))));
+    }
     Ok(Mount {
         container_path,
-        host_path: text::absolute(&at("host_path"), wire.host_path)?,
+        host_path: match &image {
+            Some(_) => wire.host_path,
+            None => text::absolute(&at("host_path"), wire.host_path)?,
+        },
+        image,
         readonly: wire.readonly,
         recursive_read_only: wire.recursive_read_only,
         propagation,
         selinux_relabel: wire.selinux_relabel,
     })
+}
+
+fn image_volume(field: &str, image: wire::ImageSpec, sub_path: String) -> Result<ImageVolume> {
+    let name = format!("{field}.image_sub_path");
+    let sub_path = text::plain(&name, sub_path)?;
+    if sub_path.starts_with('/') || sub_path.split('/').any(|part| part == "..") {
+        return Err(Error::invalid(format!("{name} is not a path inside the image: {sub_path:?}")));
+    }
+    Ok(ImageVolume { image: super::image::spec_of(&format!("{field}.image"), image)?, sub_path })
 }
 
 fn propagation(field: &str, value: i32) -> Result<Propagation> {
@@ -96,11 +111,25 @@ mod tests {
         };
         refused(|m| m.uid_mappings.push(Default::default()), "uidMappings");
         refused(|m| m.gid_mappings.push(Default::default()), "uidMappings and gidMappings");
-        refused(|m| m.image = Some(wire::ImageSpec { image: "x".into(), ..Default::default() }), "image");
-        refused(|m| m.image_sub_path = "a".into(), "image_sub_path");
         refused(|m| m.mount_options.push("noexec".into()), "mount_options");
         // An empty one is neutral (BEHAVIOUR 38).
         assert!(decode(|m| m.image = Some(Default::default())).is_ok());
+    }
+
+    #[test]
+    fn an_image_is_mounted_read_only_and_within_itself() {
+        let image = |readonly, sub_path: &str| {
+            decode(|m| {
+                m.image = Some(wire::ImageSpec { image: "a.b/c".into(), ..Default::default() });
+                (m.host_path, m.readonly, m.image_sub_path) = (String::new(), readonly, sub_path.into());
+            })
+        };
+        assert_eq!(image(true, "a/b").unwrap().image.unwrap().sub_path, "a/b");
+        assert!(image(false, "").unwrap_err().message.starts_with("config.mounts[3].readonly"));
+        for path in ["/etc", "../x", "a/../../x", "a\0"] {
+            assert_eq!(image(true, path).unwrap_err().kind, Kind::InvalidArgument, "{path:?}");
+        }
+        assert_eq!(decode(|m| m.image_sub_path = "a".into()).unwrap_err().kind, Kind::InvalidArgument);
     }
 
     #[test]

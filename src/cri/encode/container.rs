@@ -20,7 +20,7 @@ pub(in crate::cri) fn item(status: ContainerStatus) -> wire::Container {
         id: status.id,
         pod_sandbox_id: status.pod_id,
         metadata: Some(metadata(spec)),
-        image: Some(image(spec)),
+        image: Some(image(&spec.image)),
         image_ref: status.image_ref,
         image_id: status.image_id,
         state: state(status.state).into(),
@@ -42,12 +42,12 @@ pub(in crate::cri) fn status(status: ContainerStatus) -> wire::ContainerStatus {
         exit_code: status.exit_code,
         reason: status.reason,
         message: status.message,
-        image: Some(image(spec)),
+        image: Some(image(&spec.image)),
         image_ref: status.image_ref,
         image_id: status.image_id,
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
-        mounts: spec.mounts.iter().map(mount).collect(),
+        mounts: mounts(&spec.mounts, &status.volume_images),
         log_path: status.log_path,
         resources: Some(wire::ContainerResources {
             linux: Some(resources(&status.resources)),
@@ -64,8 +64,7 @@ pub(super) fn metadata(spec: &ContainerSpec) -> wire::ContainerMetadata {
 
 /// What the user wrote, where kubelet passed it on: it resolves the tag to an ID before it
 /// creates the container, and shows `image.image` in the pod's status (BEHAVIOUR 5).
-fn image(spec: &ContainerSpec) -> wire::ImageSpec {
-    let image = &spec.image;
+fn image(image: &spec::ImageSpec) -> wire::ImageSpec {
     let name = [&image.user_specified_image, &image.image].into_iter().find(|name| !name.is_empty());
     wire::ImageSpec {
         image: name.cloned().unwrap_or_default(),
@@ -74,6 +73,19 @@ fn image(spec: &ContainerSpec) -> wire::ImageSpec {
         runtime_handler: image.runtime_handler.clone(),
         image_ref: String::new(),
     }
+}
+
+/// `images`: what the image volumes among them were resolved to, in order.
+fn mounts(mounts: &[spec::Mount], images: &[String]) -> Vec<wire::Mount> {
+    let mut images = images.iter();
+    let encode = |mount: &spec::Mount| {
+        let mut wire = self::mount(mount);
+        if let Some(image) = &mut wire.image {
+            image.image_ref = images.next().cloned().unwrap_or_default();
+        }
+        wire
+    };
+    mounts.iter().map(encode).collect()
 }
 
 fn mount(mount: &spec::Mount) -> wire::Mount {
@@ -89,6 +101,8 @@ fn mount(mount: &spec::Mount) -> wire::Mount {
         recursive_read_only: mount.recursive_read_only,
         propagation: propagation.into(),
         selinux_relabel: mount.selinux_relabel,
+        image: mount.image.as_ref().map(|volume| image(&volume.image)),
+        image_sub_path: mount.image.as_ref().map(|volume| volume.sub_path.clone()).unwrap_or_default(),
         ..Default::default()
     }
 }

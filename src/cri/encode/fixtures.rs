@@ -57,5 +57,6 @@ pub(in crate::cri) fn container() -> ContainerStatus {
         resources: Resources { memory_limit: 5 << 20, ..Default::default() },
         user: User { uid: 7, gid: 8, groups: vec![8, 9] },
         stop_signal: "SIGUSR1".into(),
+        volume_images: Vec::new(),
     }
 }

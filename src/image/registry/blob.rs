@@ -1,5 +1,6 @@
 //! Streams a blob, taking up the thread where a connection broke.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,13 @@ impl Session {
     /// Sends the blob's bytes to `sink`: `size` of them, neither more nor less. The receiver
     /// verifies the digest; when it goes away, so does the download. Where one host fails, the
     /// next goes on with the byte that it failed at.
-    pub async fn blob(&self, digest: Digest, size: u64, sink: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+    pub async fn blob(
+        &self,
+        digest: Digest,
+        size: u64,
+        sink: &mpsc::Sender<Result<Bytes>>,
+        fetched: &AtomicU64,
+    ) -> Result<()> {
         let what = format!("blob {digest}");
         let mut failures = Failures::new(self, false);
         let mut offset = 0;
@@ -33,7 +40,8 @@ impl Session {
             let host = &self.hosts[at];
             tokio::time::sleep(host.pause()).await;
             let before = offset;
-            let error = match self.stream(host, digest, size, &mut offset, sink).await {
+            let streamed = self.stream(host, (digest, size), &mut offset, sink, fetched).await;
+            let error = match streamed {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -57,10 +65,10 @@ impl Session {
     async fn stream(
         &self,
         host: &Host,
-        digest: Digest,
-        size: u64,
+        (digest, size): (Digest, u64),
         offset: &mut u64,
         sink: &mpsc::Sender<Result<Bytes>>,
+        fetched: &AtomicU64,
     ) -> Result<()> {
         let path = format!("blobs/{digest}");
         let what = format!("blob {digest}");
@@ -91,6 +99,7 @@ impl Session {
                 )));
             }
             *offset += chunk.len() as u64;
+            fetched.store(*offset, Ordering::Relaxed);
             if sink.send(Ok(chunk)).await.is_err() {
                 // The receiver has failed and knows better why.
                 return Ok(());

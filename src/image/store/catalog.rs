@@ -17,6 +17,10 @@ pub struct Catalog {
     names: HashMap<String, Digest>,
     layers: HashMap<Digest, LayerEntry>,
     holders: HashMap<String, Digest>,
+    /// Numbers of layers that holders use of images that were withdrawn.
+    kept: HashMap<String, Vec<u64>>,
+    /// Holders whose record of the same in the index is to go.
+    released: Vec<String>,
     /// How many pulls need a layer, which may not be here yet.
     pins: HashMap<Digest, usize>,
     usage: Usage,
@@ -61,7 +65,8 @@ pub struct Doomed {
 pub struct NewImage {
     pub id: Digest,
     pub tag: Option<String>,
-    pub digest: String,
+    /// `HOST/REPOSITORY@DIGEST`; an archive may know none.
+    pub digest: Option<String>,
     pub layers: Vec<Digest>,
     pub user: String,
 }
@@ -83,7 +88,7 @@ impl ImageEntry {
 
 impl Catalog {
     pub fn load(contents: Contents) -> Result<Self> {
-        let mut catalog = Self::default();
+        let mut catalog = Self { kept: contents.kept.into_iter().collect(), ..Self::default() };
         for (diff_id, LayerRecord { number, bytes, inodes }) in contents.layers {
             catalog.add_layer(diff_id, number, Usage { bytes, inodes }, LayerState::Indexed);
         }
@@ -214,7 +219,8 @@ impl Catalog {
         let mut record = self.images.get(&new.id).map(ImageEntry::record).unwrap_or_default();
         record.layers = new.layers.iter().map(Digest::to_string).collect();
         record.user.clone_from(&new.user);
-        for (list, name) in [(&mut record.tags, new.tag.as_ref()), (&mut record.digests, Some(&new.digest))] {
+        for (list, name) in [(&mut record.tags, new.tag.as_ref()), (&mut record.digests, new.digest.as_ref())]
+        {
             let Some(name) = name else { continue };
             if !list.contains(name) {
                 list.push(name.clone());
@@ -240,7 +246,8 @@ impl Catalog {
                 ImageEntry { tags, digests, layers: new.layers, user: new.user, holders: HashSet::new() };
             self.insert_image(new.id, entry)?;
         }
-        for (name, is_tag) in new.tag.map(|tag| (tag, true)).into_iter().chain([(new.digest, false)]) {
+        let tag = new.tag.map(|tag| (tag, true));
+        for (name, is_tag) in tag.into_iter().chain(new.digest.map(|digest| (digest, false))) {
             if let Some(other) = self.names.insert(name.clone(), new.id)
                 && let Some(image) = self.images.get_mut(&other)
             {
@@ -276,7 +283,7 @@ impl Catalog {
 
     /// Whether the image has all these names already.
     pub fn is_named(&self, new: &NewImage) -> bool {
-        let mut names = new.tag.iter().chain([&new.digest]);
+        let mut names = new.tag.iter().chain(&new.digest);
         names.all(|name| self.names.get(name) == Some(&new.id))
     }
 
@@ -297,8 +304,10 @@ impl Catalog {
 
     /// Layers that neither an image nor a pull needs leave the catalog.
     pub fn drop_unused_layers(&mut self) -> Vec<Doomed> {
-        let unused =
-            self.layers.iter().filter(|(id, layer)| layer.images == 0 && !self.pins.contains_key(*id));
+        let kept: HashSet<_> = self.kept.values().flatten().copied().collect();
+        let unused = self.layers.iter().filter(|(id, layer)| {
+            layer.images == 0 && !self.pins.contains_key(*id) && !kept.contains(&layer.number)
+        });
         let doom = |(id, layer): (&Digest, &LayerEntry)| Doomed {
             diff_id: *id,
             number: layer.number,
@@ -331,19 +340,98 @@ impl Catalog {
 
     /// True where the image that was held has nothing left that keeps it.
     pub fn release(&mut self, holder: &str) -> bool {
+        let kept = self.kept.contains_key(holder);
+        if kept {
+            self.released.push(holder.to_owned());
+        }
         let Some(image) = self.holders.remove(holder).and_then(|id| self.images.get_mut(&id)) else {
-            return false;
+            return kept;
         };
         image.holders.remove(holder);
-        image.holders.is_empty() && !image.is_named()
+        kept || (image.holders.is_empty() && !image.is_named())
     }
 
+    /// All that have a directory: of layers, and withdrawn ones.
     pub fn layer_numbers(&self) -> HashSet<u64> {
-        self.layers.values().map(|layer| layer.number).collect()
+        self.layers.values().map(|layer| layer.number).chain(self.kept.values().flatten().copied()).collect()
+    }
+
+    /// Diff IDs and numbers of the layers that the index has.
+    pub fn indexed_layers(&self) -> Vec<(Digest, u64)> {
+        let indexed = self.layers.iter().filter(|(_, layer)| layer.state == LayerState::Indexed);
+        indexed.map(|(id, layer)| (*id, layer.number)).collect()
+    }
+
+    pub fn number_of(&self, diff_id: Digest) -> Option<u64> {
+        self.layers.get(&diff_id).map(|layer| layer.number)
+    }
+
+    pub fn image_ids(&self) -> Vec<Digest> {
+        self.images.keys().copied().collect()
+    }
+
+    pub fn images_with(&self, diff_id: Digest) -> Vec<Digest> {
+        let with = self.images.iter().filter(|(_, image)| image.layers.contains(&diff_id));
+        with.map(|(id, _)| *id).collect()
+    }
+
+    pub fn names_with(&self, diff_id: Digest) -> Vec<String> {
+        let with = self.images.values().filter(|image| image.layers.contains(&diff_id));
+        with.flat_map(|image| image.tags.iter().chain(&image.digests)).cloned().collect()
+    }
+
+    /// What the holders of `images` go on using when those are withdrawn.
+    pub fn kept_by_holders(&self, images: &[Digest]) -> Vec<(String, Vec<u64>)> {
+        let images = images.iter().filter_map(|id| self.images.get(id));
+        let kept = images.flat_map(|image| {
+            let numbers: Vec<_> = image.layers.iter().filter_map(|l| self.number_of(*l)).collect();
+            image.holders.iter().map(move |holder| (holder.clone(), numbers.clone()))
+        });
+        kept.collect()
+    }
+
+    /// Drops the images, and the layer. Returns its number where nobody uses it.
+    pub fn withdraw(
+        &mut self,
+        images: &[Digest],
+        diff_id: Option<Digest>,
+        kept: Vec<(String, Vec<u64>)>,
+    ) -> Option<u64> {
+        for id in images {
+            self.unname(*id);
+            for layer in self.images.remove(id).map(|image| image.layers).unwrap_or_default() {
+                if let Some(layer) = self.layers.get_mut(&layer) {
+                    layer.images = layer.images.saturating_sub(1);
+                }
+            }
+        }
+        for (holder, numbers) in kept {
+            self.holders.remove(&holder);
+            self.kept.insert(holder, numbers);
+        }
+        let layer = self.layers.remove(&diff_id?)?;
+        self.usage.bytes -= layer.usage.bytes;
+        self.usage.inodes -= layer.usage.inodes;
+        (!self.layer_numbers().contains(&layer.number)).then_some(layer.number)
+    }
+
+    /// Holders that let go of withdrawn layers, and the numbers that nobody uses any more.
+    pub fn drop_released(&mut self) -> (Vec<String>, Vec<u64>) {
+        let released = std::mem::take(&mut self.released);
+        let numbers: HashSet<_> = released.iter().filter_map(|h| self.kept.remove(h)).flatten().collect();
+        let used = self.layer_numbers();
+        (released, numbers.difference(&used).copied().collect())
+    }
+
+    /// The holders that hold images for a container's volumes: `CONTAINER.NUMBER`.
+    pub fn volume_holders(&self, container: &str) -> Vec<String> {
+        let of_it =
+            |holder: &&String| holder.strip_prefix(container).is_some_and(|rest| rest.starts_with('.'));
+        self.holders.keys().chain(self.kept.keys()).filter(of_it).cloned().collect()
     }
 
     pub fn holders(&self) -> Vec<String> {
-        self.holders.keys().cloned().collect()
+        self.holders.keys().chain(self.kept.keys()).cloned().collect()
     }
 }
 
@@ -382,7 +470,7 @@ mod tests {
         NewImage {
             id: digest(id),
             tag: tag.map(str::to_owned),
-            digest: format!("a.b/c@{}", digest(&format!("manifest of {id}"))),
+            digest: Some(format!("a.b/c@{}", digest(&format!("manifest of {id}")))),
             layers: layers.iter().map(|l| digest(l)).collect(),
             user: String::new(),
         }
@@ -490,6 +578,28 @@ mod tests {
         assert!(!catalog.image(digest("2")).unwrap().pinned);
         assert!(fits("*", "a") && fits("a*", "a") && fits("*c", "abc") && fits("a*b*c", "a-b-b-c"));
         assert!(!fits("a", "ab") && !fits("a*b", "b") && !fits("ab*bc", "abc") && !fits("", "a"));
+    }
+
+    #[test]
+    fn a_withdrawn_layer_stays_for_its_holders_and_comes_anew_for_others() {
+        let mut catalog = catalog();
+        catalog.hold(digest("1"), "running");
+        let images = catalog.images_with(digest("base"));
+        assert_eq!(images.len(), 2);
+        let kept = catalog.kept_by_holders(&images);
+        assert_eq!(kept, [("running".to_owned(), vec![0, 1])]);
+        assert_eq!(catalog.withdraw(&images, Some(digest("base")), kept), None, "it is in use");
+        assert!(catalog.images().is_empty() && !catalog.has_layer(digest("base")));
+        // Of the others, what the container uses stays, and serves the next pull.
+        let doomed: Vec<_> = catalog.drop_unused_layers().iter().map(|d| d.diff_id).collect();
+        assert_eq!(doomed, [digest("two")]);
+        catalog.add_layer(digest("base"), 7, Usage::default(), LayerState::Indexed);
+        catalog.put_image(image("1", Some("a.b/c:x"), &["base", "one"])).unwrap();
+        assert_eq!(catalog.stack(digest("1")).unwrap(), [1, 7]);
+        assert!(catalog.layer_numbers().contains(&0));
+        assert!(catalog.release("running"));
+        assert_eq!(catalog.drop_released(), (vec!["running".to_owned()], vec![0]));
+        assert!(!catalog.layer_numbers().contains(&0) && catalog.holders().is_empty());
     }
 
     #[test]

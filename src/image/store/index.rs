@@ -8,6 +8,7 @@
 //! images   "sha256:…" (config digest) → ImageRecord, JSON
 //! configs  "sha256:…" (config digest) → the config's bytes, verbatim
 //! layers   "sha256:…" (diff ID)       → LayerRecord, JSON
+//! kept     a container's ID           → numbers of withdrawn layers that it still uses, JSON
 //! ```
 
 use std::path::Path;
@@ -22,6 +23,7 @@ const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const CONFIGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("configs");
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
+const KEPT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("kept");
 const LAYOUT: &str = "1";
 /// Bytes that redb may cache: the index is read at start-up and then by single records.
 const CACHE: usize = 1 << 20;
@@ -58,11 +60,26 @@ pub struct Change {
     pub put_layers: Vec<(Digest, LayerRecord)>,
     pub delete_images: Vec<Digest>,
     pub delete_layers: Vec<Digest>,
+    pub put_kept: Vec<(String, Vec<u64>)>,
+    pub delete_kept: Vec<String>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.put_images.is_empty()
+            && self.put_config.is_none()
+            && self.put_layers.is_empty()
+            && self.delete_images.is_empty()
+            && self.delete_layers.is_empty()
+            && self.put_kept.is_empty()
+            && self.delete_kept.is_empty()
+    }
 }
 
 pub struct Contents {
     pub images: Vec<(Digest, ImageRecord)>,
     pub layers: Vec<(Digest, LayerRecord)>,
+    pub kept: Vec<(String, Vec<u64>)>,
 }
 
 impl Index {
@@ -107,7 +124,7 @@ impl Index {
     }
 
     pub fn contents(&self) -> Result<Contents> {
-        let (images, layers) = self.read(|tx| {
+        let (images, layers, kept) = self.read(|tx| {
             let mut images = Vec::new();
             for row in tx.open_table(IMAGES)?.iter()? {
                 let (key, value) = row?;
@@ -118,9 +135,29 @@ impl Index {
                 let (key, value) = row?;
                 layers.push((key.value().to_owned(), value.value().to_owned()));
             }
-            Ok((images, layers))
+            let mut kept = Vec::new();
+            // A store from before this table has none.
+            match tx.open_table(KEPT) {
+                Ok(table) => {
+                    for row in table.iter()? {
+                        let (key, value) = row?;
+                        kept.push((key.value().to_owned(), value.value().to_owned()));
+                    }
+                }
+                Err(redb::TableError::TableDoesNotExist(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok((images, layers, kept))
         })?;
-        Ok(Contents { images: self.decode(images)?, layers: self.decode(layers)? })
+        let kept = kept.into_iter().map(|(holder, value)| {
+            let numbers = serde_json::from_slice(&value);
+            let numbers = numbers.map_err(|e| {
+                Error::internal(format!("the image index {}: record {holder}: {e}", self.path))
+            })?;
+            Ok((holder, numbers))
+        });
+        let kept = kept.collect::<Result<_>>()?;
+        Ok(Contents { images: self.decode(images)?, layers: self.decode(layers)?, kept })
     }
 
     pub fn config(&self, id: Digest) -> Result<Vec<u8>> {
@@ -141,7 +178,18 @@ impl Index {
         for (id, record) in &change.put_layers {
             layers.push((id.to_string(), serde_json::to_vec(record).map_err(encode)?));
         }
+        let mut kept = Vec::new();
+        for (holder, numbers) in &change.put_kept {
+            kept.push((holder, serde_json::to_vec(numbers).map_err(encode)?));
+        }
         self.write(|tx| {
+            let mut table = tx.open_table(KEPT)?;
+            for (holder, bytes) in &kept {
+                table.insert(holder.as_str(), bytes.as_slice())?;
+            }
+            for holder in &change.delete_kept {
+                table.remove(holder.as_str())?;
+            }
             let mut table = tx.open_table(IMAGES)?;
             let mut configs = tx.open_table(CONFIGS)?;
             for (id, bytes) in &images {

@@ -5,10 +5,12 @@
 //! ROOT/index.redb           see `index`
 //! ROOT/layers/NUMBER/fs     a layer as overlay's lower directory; numbers keep mount options short
 //! ROOT/layers/NUMBER/diff-id  which one it is, for people and for repair
+//! ROOT/layers/NUMBER/manifest what it had when it was unpacked, see `unpack::record`
 //! ROOT/staging/NUMBER       a layer being unpacked, or one being deleted; nothing refers to it
 //! ROOT/holders/ID           a symbolic link whose target is the image that container ID uses, its
 //!                           digest in base64
 //! ROOT/empty                the lower directory of an image without layers
+//! ROOT/bottom               below an image that is mounted without a writable layer
 //! ```
 //!
 //! A commit is: everything written → syncfs → rename `staging/N` to `layers/N` → fsync of both →
@@ -18,6 +20,7 @@
 //! every CreateContainer; what a power cut takes of them had no running container left.
 
 mod catalog;
+pub mod check;
 mod index;
 
 use std::collections::HashSet;
@@ -61,6 +64,11 @@ impl Staging {
     pub fn fs(&self) -> PathBuf {
         self.path.join("fs")
     }
+
+    /// What the layer had when it was unpacked.
+    pub fn manifest(&self) -> PathBuf {
+        self.path.join("manifest")
+    }
 }
 
 impl Drop for Staging {
@@ -75,7 +83,9 @@ impl Store {
     /// Opens the store, or makes an empty one where there is none. Blocking.
     pub fn open(root: &Path) -> Result<Self> {
         make_directory(root, 0o700)?;
-        for (name, mode) in [("layers", 0o700), ("staging", 0o700), ("holders", 0o700), ("empty", 0o755)] {
+        for (name, mode) in
+            [("layers", 0o700), ("staging", 0o700), ("holders", 0o700), ("empty", 0o755), ("bottom", 0o755)]
+        {
             make_directory(&root.join(name), mode)?;
         }
         let index = open_index(root)?;
@@ -112,8 +122,8 @@ impl Store {
             numbers(&staging)?.into_iter().map(|n| staging.join(n.to_string())).collect();
         let unknown = numbers(&layers)?.into_iter().filter(|n| !known.contains(n));
         leftovers.extend(unknown.map(|n| layers.join(n.to_string())));
-        for number in &known {
-            let path = self.layer_path(*number);
+        for (_, number) in self.catalog().indexed_layers() {
+            let path = self.layer_path(number);
             fs::metadata(&path).step(|| format!("opening the image store: layer {}", path.display()))?;
         }
         Ok(leftovers)
@@ -138,6 +148,11 @@ impl Store {
             return vec![self.root.join("empty")];
         }
         stack.iter().map(|number| self.layer_path(*number)).collect()
+    }
+
+    /// An empty directory that no image's stack has.
+    pub fn bottom(&self) -> PathBuf {
+        self.root.join("bottom")
     }
 
     fn layer_path(&self, number: u64) -> PathBuf {
@@ -202,34 +217,48 @@ impl Store {
     /// Frees what nothing uses: images without names and holders, layers without images and pulls.
     /// Blocking, as long as deleting takes.
     pub fn sweep(&self) -> Result<()> {
-        let doomed = {
+        let (doomed, withdrawn) = {
             let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-            let (images, layers) = {
+            let (images, (delete_kept, withdrawn), layers) = {
                 let mut catalog = self.catalog_mut();
-                (catalog.drop_unused_images(), catalog.drop_unused_layers())
+                let (images, released) = (catalog.drop_unused_images(), catalog.drop_released());
+                (images, released, catalog.drop_unused_layers())
             };
             let indexed =
                 layers.iter().filter(|l| l.state == LayerState::Indexed).map(|l| l.diff_id).collect();
-            let change = Change { delete_images: images, delete_layers: indexed, ..Change::default() };
-            if !change.delete_images.is_empty() || !change.delete_layers.is_empty() {
+            let change =
+                Change { delete_images: images, delete_layers: indexed, delete_kept, ..Change::default() };
+            if !change.is_empty() {
                 // On an error the directories stay; the next start sweeps again.
                 self.index.apply(&change)?;
             }
             for layer in layers.iter().filter(|l| l.state != LayerState::Staged) {
                 self.rename(layer.number, "layers", "staging")?;
             }
-            layers
+            (layers, withdrawn)
         };
         for Doomed { number, .. } in doomed {
             delete(&self.root.join("staging").join(number.to_string()));
         }
-        Ok(())
+        withdrawn.into_iter().try_for_each(|number| self.bury(number, LayerState::Placed))
     }
 
     pub fn sweep_logged(&self) {
         if let Err(error) = self.sweep() {
             tracing::error!(%error, "freeing unused image layers failed");
         }
+    }
+
+    /// What the filesystem has left for us.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.root);
+        let stat = stat.step(|| format!("asking how much is free in {}", self.root.display()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// A directory for files that an import brings; removed when it is dropped.
+    pub fn scratch(&self) -> Result<Staging> {
+        self.stage()
     }
 
     /// Notes that `holder` uses the image, in memory and for the next daemon.

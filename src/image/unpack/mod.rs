@@ -4,12 +4,14 @@
 //! a directory that hides what lies below it gets `trusted.overlay.opaque=y` (overlayfs.rst,
 //! "whiteouts and opaque directories").
 
-mod archive;
+pub mod archive;
 mod header;
 mod pax;
+mod record;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod verify;
 
 use std::io::{self, BufRead};
 use std::path::Path;
@@ -17,6 +19,7 @@ use std::path::Path;
 use archive::{Archive, Entry, Kind};
 use rustix::fs::FileType;
 use tree::Tree;
+pub use verify::verify;
 
 use super::Usage;
 use crate::{Error, Result};
@@ -42,10 +45,13 @@ impl Default for Limits {
     }
 }
 
-/// Unpacks `input` into the empty directory `root` and reads it to its end. Returns what it made.
-pub fn apply(input: impl BufRead, root: &Path, limits: Limits) -> Result<Usage> {
-    let fd = tree::open_root(root).map_err(|e| Error::io(format!("opening {}", root.display()), e))?;
-    let mut layer = Layer { archive: Archive::new(input), tree: Tree::new(fd), limits, entries: 0, bytes: 0 };
+/// Unpacks `input` into the empty directory `root` and reads it to its end. Returns what it made,
+/// and notes that in the file `manifest`.
+pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: Limits) -> Result<Usage> {
+    let opening = |e| Error::io(format!("opening {}", root.display()), e);
+    let log = record::Log::create(manifest).map_err(|e| failed("writing the layer's manifest".into(), e))?;
+    let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
+    let mut layer = Layer { archive: Archive::new(input), tree, limits, entries: 0, bytes: 0 };
     while let Some(entry) =
         layer.archive.next_entry().map_err(|e| failed("reading the layer's archive".into(), e))?
     {
@@ -54,7 +60,7 @@ pub fn apply(input: impl BufRead, root: &Path, limits: Limits) -> Result<Usage> 
     }
     layer.archive.drain().map_err(|e| failed("reading the layer's end".into(), e))?;
     let usage = layer.tree.finish();
-    usage.map_err(|e| failed("setting the times of directories".into(), e))
+    usage.map_err(|e| failed("finishing the layer".into(), e))
 }
 
 /// An error of our own that came up through a reader keeps its kind and words.
@@ -115,7 +121,7 @@ impl<R: BufRead> Layer<R> {
             Kind::File => {
                 let file = self.tree.file(&place)?;
                 let data = self.write(&file, entry)?;
-                self.tree.finish_file(&file, entry, data)
+                self.tree.finish_file(&place, &file, entry, data)
             }
             Kind::Symlink => self.tree.symlink(&place, entry),
             Kind::HardLink => {
@@ -136,8 +142,9 @@ impl<R: BufRead> Layer<R> {
         }
     }
 
-    /// Returns the bytes written, holes not counted.
-    fn write(&mut self, file: &std::fs::File, entry: &Entry) -> io::Result<u64> {
+    /// Returns how many bytes were written, holes not counted, and their checksum.
+    fn write(&mut self, file: &std::fs::File, entry: &Entry) -> io::Result<(u64, u32)> {
+        let mut checksum = crc32fast::Hasher::new();
         let whole = [(0, entry.size)];
         let segments = entry.sparse.as_deref().unwrap_or(&whole);
         let mut data = 0_u64;
@@ -151,12 +158,13 @@ impl<R: BufRead> Layer<R> {
                 let bytes = self.archive.fill_body()?;
                 let part = bytes.len().min(usize::try_from(len - written).unwrap_or(usize::MAX));
                 tree::write_at(file, &bytes[..part], offset + written)?;
+                checksum.update(&bytes[..part]);
                 self.archive.consume(part);
                 written += part as u64;
             }
         }
         self.bytes += data;
-        Ok(data)
+        Ok((data, checksum.finalize()))
     }
 }
 

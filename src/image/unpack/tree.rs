@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::archive::Entry;
+use super::record::{Log, Meta, Record};
 use crate::image::Usage;
 
 /// Parent directories kept open: archives are written directory by directory.
@@ -27,55 +28,95 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 pub struct Tree {
-    root: Rc<OwnedFd>,
-    parents: VecDeque<(Vec<u8>, Rc<OwnedFd>)>,
+    root: Rc<Directory>,
+    /// The host's path of the root.
+    host_path: Vec<u8>,
+    /// By the path that the archive has.
+    parents: VecDeque<(Vec<u8>, Rc<Directory>)>,
+    log: Log,
     /// Set at the end, since making entries in a directory changes its own.
     directory_times: HashMap<Vec<u8>, (i64, u32)>,
     pub usage: Usage,
 }
 
-/// Where an entry is: its parent's fd and path, and its name there.
+struct Directory {
+    fd: OwnedFd,
+    /// From the root, free of symbolic links; empty: the root itself.
+    path: Vec<u8>,
+}
+
+/// Where an entry is: its parent, and its name there.
 pub struct Place<'a> {
-    parent: Rc<OwnedFd>,
-    path: &'a [u8],
+    parent: Rc<Directory>,
     name: &'a [u8],
 }
 
+impl Place<'_> {
+    fn fd(&self) -> &OwnedFd {
+        &self.parent.fd
+    }
+
+    /// From the root, free of symbolic links.
+    fn path(&self) -> Vec<u8> {
+        join(&self.parent.path, self.name)
+    }
+}
+
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    match parent {
+        b"" => name.to_vec(),
+        parent => [parent, b"/", name].concat(),
+    }
+}
+
 impl Tree {
-    pub fn new(root: OwnedFd) -> Self {
+    /// `log` gets what is made.
+    pub fn new(root: OwnedFd, log: Log) -> io::Result<Self> {
         let usage = Usage { bytes: BLOCK, inodes: 1 };
-        Self { root: Rc::new(root), parents: VecDeque::new(), directory_times: HashMap::new(), usage }
+        let host_path = path_of(&root)?;
+        let root = Rc::new(Directory { fd: root, path: Vec::new() });
+        let (parents, directory_times) = (VecDeque::new(), HashMap::new());
+        Ok(Self { root, host_path, parents, log, directory_times, usage })
     }
 
     /// The place of `path` (clean: no empty, `.` or `..` component; not empty), its parents made
     /// where the archive has no entry for them.
     pub fn place<'a>(&mut self, path: &'a [u8]) -> io::Result<Place<'a>> {
         let (parent, name) = split(path);
-        Ok(Place { parent: self.directory(parent, true)?, path, name })
+        Ok(Place { parent: self.directory(parent, true)?, name })
     }
 
     /// The same without making anything.
     pub fn existing<'a>(&mut self, path: &'a [u8]) -> io::Result<Place<'a>> {
         let (parent, name) = split(path);
-        Ok(Place { parent: self.directory(parent, false)?, path, name })
+        Ok(Place { parent: self.directory(parent, false)?, name })
     }
 
     /// Makes an empty file; fill it by [`write_at`], then call [`Tree::finish_file`].
     pub fn file(&mut self, place: &Place<'_>) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        let fd = self.make(place, |p| rustix::fs::openat(&p.parent, p.name, flags, mode))?;
+        let fd = self.make(place, |p| rustix::fs::openat(p.fd(), p.name, flags, mode))?;
         self.usage.inodes += 1;
         Ok(File::from(fd))
     }
 
-    /// `data` bytes were written; the rest of `entry.size` is holes.
-    pub fn finish_file(&mut self, file: &File, entry: &Entry, data: u64) -> io::Result<()> {
+    /// `data` bytes were written, with this checksum; the rest of `entry.size` is holes.
+    pub fn finish_file(
+        &mut self,
+        place: &Place<'_>,
+        file: &File,
+        entry: &Entry,
+        (data, checksum): (u64, u32),
+    ) -> io::Result<()> {
         if entry.sparse.is_some() {
             file.set_len(entry.size)?;
         }
         self.usage.bytes += data.next_multiple_of(BLOCK);
         set_metadata(file.as_fd(), entry)?;
+        let checksum = entry.sparse.is_none().then_some(checksum);
+        let meta = meta(entry, FileType::RegularFile);
+        self.log.add(&Record::File { path: place.path(), meta, size: entry.size, checksum })?;
         let times = timestamps(entry.mtime);
         Ok(rustix::fs::futimens(file, &times)?)
     }
@@ -83,33 +124,36 @@ impl Tree {
     /// Makes the directory, or gives the one that is there the entry's metadata.
     pub fn make_directory(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
         self.bare_directory(place, Mode::from_raw_mode(0o700))?;
-        let fd = rustix::fs::openat(&place.parent, place.name, DIRECTORY, Mode::empty())?;
+        let fd = rustix::fs::openat(place.fd(), place.name, DIRECTORY, Mode::empty())?;
         set_metadata(fd.as_fd(), entry)?;
-        self.directory_times.insert(place.path.to_vec(), entry.mtime);
-        Ok(())
+        self.directory_times.insert(place.path(), entry.mtime);
+        self.log.add(&Record::Directory { path: place.path(), meta: meta(entry, FileType::Directory) })
     }
 
     /// The metadata of the tree's root: the archive's entry `./`.
     pub fn set_root(&mut self, entry: &Entry) -> io::Result<()> {
-        let fd = rustix::fs::openat(&self.root, ".", DIRECTORY, Mode::empty())?;
+        let fd = rustix::fs::openat(&self.root.fd, ".", DIRECTORY, Mode::empty())?;
         set_metadata(fd.as_fd(), entry)?;
         self.directory_times.insert(Vec::new(), entry.mtime);
-        Ok(())
+        self.log.add(&Record::Directory { path: Vec::new(), meta: meta(entry, FileType::Directory) })
     }
 
     pub fn symlink(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
-        self.make(place, |p| rustix::fs::symlinkat(entry.link.as_slice(), &p.parent, p.name))?;
+        self.make(place, |p| rustix::fs::symlinkat(entry.link.as_slice(), p.fd(), p.name))?;
         self.usage.inodes += 1;
-        set_metadata_at(place, entry, false)
+        set_metadata_at(place, entry, false)?;
+        let meta = Meta { mode: FileType::Symlink.as_raw_mode() | 0o777, ..meta(entry, FileType::Symlink) };
+        self.log.add(&Record::Symlink { path: place.path(), meta, target: entry.link.clone() })
     }
 
     /// Makes a device or a FIFO.
     pub fn node(&mut self, place: &Place<'_>, entry: &Entry, kind: FileType) -> io::Result<()> {
         let device = rustix::fs::makedev(entry.device.0, entry.device.1);
         let mode = Mode::from_raw_mode(0o600);
-        self.make(place, |p| rustix::fs::mknodat(&p.parent, p.name, kind, mode, device))?;
+        self.make(place, |p| rustix::fs::mknodat(p.fd(), p.name, kind, mode, device))?;
         self.usage.inodes += 1;
-        set_metadata_at(place, entry, true)
+        set_metadata_at(place, entry, true)?;
+        self.log.add(&Record::Node { path: place.path(), meta: meta(entry, kind), device })
     }
 
     pub fn hard_link(&mut self, target: &Place<'_>, place: &Place<'_>) -> io::Result<()> {
@@ -117,23 +161,24 @@ impl Tree {
         if stat(place)?.is_some_and(|there| (there.st_dev, there.st_ino) == (source.st_dev, source.st_ino)) {
             return Ok(());
         }
-        let link = |p: &Place<'_>| {
-            rustix::fs::linkat(&target.parent, target.name, &p.parent, p.name, AtFlags::empty())
-        };
-        self.make(place, link)
+        let link =
+            |p: &Place<'_>| rustix::fs::linkat(target.fd(), target.name, p.fd(), p.name, AtFlags::empty());
+        self.make(place, link)?;
+        self.log.add(&Record::HardLink { path: place.path(), to: target.path() })
     }
 
     /// Hides what lower layers have at `place`. What this layer has there already stays (OCI
     /// image spec, layer.md: a whiteout applies to lower layers only).
     pub fn whiteout(&mut self, place: &Place<'_>) -> io::Result<()> {
         match stat(place)? {
-            Some(there) if is_directory(&there) => self.opaque(place.path),
+            Some(there) if is_directory(&there) => self.opaque(&place.path()),
             Some(_) => Ok(()),
             None => {
                 let mode = Mode::empty();
-                rustix::fs::mknodat(&place.parent, place.name, FileType::CharacterDevice, mode, 0)?;
+                rustix::fs::mknodat(place.fd(), place.name, FileType::CharacterDevice, mode, 0)?;
                 self.usage.inodes += 1;
-                Ok(())
+                let meta = Meta { mode: FileType::CharacterDevice.as_raw_mode(), uid: 0, gid: 0 };
+                self.log.add(&Record::Node { path: place.path(), meta, device: 0 })
             }
         }
     }
@@ -141,7 +186,7 @@ impl Tree {
     /// Hides everything that lower layers have in the directory `path`.
     pub fn opaque(&mut self, path: &[u8]) -> io::Result<()> {
         let directory = self.directory(path, true)?;
-        let fd = rustix::fs::openat(&directory, ".", DIRECTORY, Mode::empty())?;
+        let fd = rustix::fs::openat(&directory.fd, ".", DIRECTORY, Mode::empty())?;
         Ok(rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?)
     }
 
@@ -155,10 +200,11 @@ impl Tree {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.log.finish()?;
         Ok(self.usage)
     }
 
-    fn directory(&mut self, path: &[u8], make: bool) -> io::Result<Rc<OwnedFd>> {
+    fn directory(&mut self, path: &[u8], make: bool) -> io::Result<Rc<Directory>> {
         if path.is_empty() {
             return Ok(Rc::clone(&self.root));
         }
@@ -172,12 +218,15 @@ impl Tree {
             }
             other => other?,
         };
-        let fd = Rc::new(fd);
+        let real = path_of(&fd)?;
+        let real = real.strip_prefix(self.host_path.as_slice()).unwrap_or_default();
+        let real = real.strip_prefix(b"/").unwrap_or(real).to_vec();
+        let directory = Rc::new(Directory { fd, path: real });
         if self.parents.len() == CACHED_PARENTS {
             self.parents.pop_front();
         }
-        self.parents.push_back((path.to_vec(), Rc::clone(&fd)));
-        Ok(fd)
+        self.parents.push_back((path.to_vec(), Rc::clone(&directory)));
+        Ok(directory)
     }
 
     fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -186,7 +235,7 @@ impl Tree {
         let path = if path.is_empty() { b"." } else { path };
         loop {
             // EAGAIN: a rename elsewhere on the host while the kernel walked over a `..`.
-            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+            match rustix::fs::openat2(&self.root.fd, path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 other => return other,
             }
@@ -208,7 +257,9 @@ impl Tree {
                 Some(there) if !is_whiteout(&there) => return Err(Errno::NOTDIR.into()),
                 _ => self.bare_directory(&place, Mode::from_raw_mode(0o755))?,
             }
-            rustix::fs::chmodat(&place.parent, place.name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+            rustix::fs::chmodat(place.fd(), place.name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+            let meta = Meta { mode: FileType::Directory.as_raw_mode() | 0o755, uid: 0, gid: 0 };
+            self.log.add(&Record::Directory { path: place.path(), meta })?;
         }
         Ok(())
     }
@@ -219,11 +270,11 @@ impl Tree {
         if there.as_ref().is_some_and(is_directory) {
             return Ok(());
         }
-        self.make(place, |p| rustix::fs::mkdirat(&p.parent, p.name, mode))?;
+        self.make(place, |p| rustix::fs::mkdirat(p.fd(), p.name, mode))?;
         self.usage.inodes += 1;
         self.usage.bytes += BLOCK;
         if there.as_ref().is_some_and(is_whiteout) {
-            let fd = rustix::fs::openat(&place.parent, place.name, DIRECTORY, Mode::empty())?;
+            let fd = rustix::fs::openat(place.fd(), place.name, DIRECTORY, Mode::empty())?;
             rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?;
         }
         Ok(())
@@ -247,11 +298,13 @@ impl Tree {
     fn remove(&mut self, place: &Place<'_>) -> io::Result<()> {
         // Cached parents may lead through what goes now.
         self.parents.clear();
-        let below = [place.path, b"/"].concat();
+        let gone = place.path();
+        let below = [&gone[..], b"/"].concat();
         if is_directory(&stat(place)?.ok_or(Errno::NOENT)?) {
-            self.directory_times.retain(|path, _| path != place.path && !path.starts_with(&below));
+            self.directory_times.retain(|path, _| *path != gone && !path.starts_with(&below));
         }
-        self.remove_at(place.parent.as_fd(), place.name)
+        self.remove_at(place.fd().as_fd(), place.name)?;
+        self.log.add(&Record::Removed { path: gone })
     }
 
     /// Depth is bounded by the limit on paths.
@@ -293,7 +346,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn stat(place: &Place<'_>) -> Result<Option<Stat>, Errno> {
-    match rustix::fs::statat(&place.parent, place.name, AtFlags::SYMLINK_NOFOLLOW) {
+    match rustix::fs::statat(place.fd(), place.name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e),
@@ -312,6 +365,16 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
+fn meta(entry: &Entry, kind: FileType) -> Meta {
+    Meta { mode: kind.as_raw_mode() | entry.mode, uid: entry.uid, gid: entry.gid }
+}
+
+/// The host's path of what `fd` has open.
+fn path_of(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::readlink(link, Vec::new())?.into_bytes())
+}
+
 /// In this order: chown drops set-id bits and capabilities, chmod restores the bits, and the
 /// attributes come last.
 fn set_metadata(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
@@ -325,7 +388,7 @@ fn set_metadata(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
 
 /// Of what cannot be opened. Nobody else changes the tree, so that the name still means the same.
 fn set_metadata_at(place: &Place<'_>, entry: &Entry, has_mode: bool) -> io::Result<()> {
-    let (parent, name) = (&place.parent, place.name);
+    let (parent, name) = (place.fd(), place.name);
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     if has_mode {

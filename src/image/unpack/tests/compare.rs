@@ -43,7 +43,8 @@ fn the_result_equals_gnu_tars() {
                 "--xattrs-include=*",
             ],
         );
-        apply(std::io::BufReader::new(fs::File::open(&archive).unwrap()), &ours, Limits::default()).unwrap();
+        apply(std::io::BufReader::new(fs::File::open(&archive).unwrap()), &ours, None, Limits::default())
+            .unwrap();
         assert_eq!(describe(&ours), describe(&theirs), "{format}");
         let sparse = fs::metadata(ours.join("sparse"));
         assert!(sparse.is_err() || sparse.unwrap().blocks() < 2000, "holes stay holes");

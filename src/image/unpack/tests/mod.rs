@@ -91,7 +91,15 @@ fn place() -> Place {
 
 impl Place {
     fn apply(&self, tar: &Tar) -> Result<Usage> {
-        let result = apply(&tar.end()[..], &self.root, Limits::default());
+        let manifest = tempfile::NamedTempFile::new().unwrap();
+        let result = apply(&tar.end()[..], &self.root, Some(manifest.path()), Limits::default());
+        if result.is_ok() {
+            assert_eq!(
+                verify(&self.root, manifest.path(), 10).unwrap(),
+                Vec::<String>::new(),
+                "by its manifest"
+            );
+        }
         assert_eq!(fs::read_dir(self.temporary.path()).unwrap().count(), 2, "something was made outside");
         assert_eq!(fs::read_to_string(self.temporary.path().join("outside")).unwrap(), "untouched");
         result
@@ -398,7 +406,7 @@ fn malformed_headers_are_refused_with_a_sentence() {
     broken.0[0] = b'y';
     assert!(refused(broken).contains("checksum"));
     let truncated = Tar::default().raw(b'0', b"x", b"", |h| h.set_size(5000), b"");
-    let error = apply(&truncated.0[..], &place().root, Limits::default()).unwrap_err();
+    let error = apply(&truncated.0[..], &place().root, None, Limits::default()).unwrap_err();
     assert!(error.message.contains("ends inside"), "{error}");
 }
 
@@ -415,18 +423,18 @@ fn odd_but_legitimate_archives_are_taken() {
         .raw(0, b"v7dir/", b"", |_| (), b"")
         .raw(0, b"v7file", b"", |_| (), b"v7");
     // Without the two blocks of zeros.
-    apply(&tar.0[..], &place.root, Limits::default()).unwrap();
+    apply(&tar.0[..], &place.root, None, Limits::default()).unwrap();
     assert_eq!(
         (place.read(&long), place.read("new\nline"), place.read("v7file")),
         ("gnu".into(), "pax".into(), "v7".into())
     );
     assert!(place.stat("v7dir").is_dir());
-    assert_eq!(apply(&b""[..], &place.root, Limits::default()).unwrap().inodes, 1);
+    assert_eq!(apply(&b""[..], &place.root, None, Limits::default()).unwrap().inodes, 1);
 }
 
 #[test]
 fn limits_are_kept() {
-    let limited = |tar: &Tar, limits| apply(&tar.end()[..], &place().root, limits).unwrap_err().message;
+    let limited = |tar: &Tar, limits| apply(&tar.end()[..], &place().root, None, limits).unwrap_err().message;
     let limits = Limits { bytes: 10, entries: 3, depth: 4 };
     let four = Tar::default().dir("a").dir("b").dir("c").dir("d");
     assert!(limited(&four, limits).contains("more than 3 entries"));

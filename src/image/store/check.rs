@@ -1,0 +1,166 @@
+//! Whether the store holds what it should, and what to do where it does not.
+//!
+//! A layer that differs from its manifest is never mended in place, since a container's overlay may
+//! stand on it. It is withdrawn: its images leave the index, so that the next pull makes the layer
+//! anew in another directory, and the directory stays until the containers that use it are gone.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use super::catalog::LayerState;
+use super::index::Change;
+use super::{Store, delete, numbers};
+use crate::image::digest::Digest;
+use crate::image::unpack;
+use crate::{Error, Result};
+
+/// Differences told of one layer.
+const MAX_TOLD: usize = 20;
+
+/// What is wrong with one layer, one image's config, or one directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// A layer's diff ID, an image's ID, or a path.
+    pub what: String,
+    /// Sentences without a subject, or with a path of the layer as it.
+    pub found: Vec<String>,
+    /// Names of images that are not whole because of it.
+    pub images: Vec<String>,
+    /// What was done about it, or would be.
+    pub remedy: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Layers that were looked at.
+    pub layers: usize,
+    /// Of those, layers that have no manifest to compare with.
+    pub unverified: usize,
+    pub faults: Vec<Fault>,
+    pub repaired: bool,
+}
+
+impl Store {
+    /// Reads the whole store. Blocking, for as long as that takes; pulls and containers go on.
+    pub fn check(&self, repair: bool) -> Result<Report> {
+        let mut report = Report { repaired: repair, ..Report::default() };
+        let layers = self.catalog().indexed_layers();
+        for (diff_id, number) in layers {
+            report.layers += 1;
+            let found = self.check_layer(number, &mut report)?;
+            // It may have been removed meanwhile.
+            if found.is_empty() || self.catalog().number_of(diff_id) != Some(number) {
+                continue;
+            }
+            let images = self.catalog().names_with(diff_id);
+            let remedy = "withdraw it: its images are pulled anew, containers that use it keep it".to_owned();
+            report.faults.push(Fault { what: format!("layer {diff_id}"), found, images, remedy });
+            if repair {
+                self.withdraw(self.catalog().images_with(diff_id), Some(diff_id))?;
+            }
+        }
+        self.check_configs(repair, &mut report)?;
+        self.check_directories(repair, &mut report)?;
+        Ok(report)
+    }
+
+    fn check_layer(&self, number: u64, report: &mut Report) -> Result<Vec<String>> {
+        let directory = self.root.join("layers").join(number.to_string());
+        let (root, manifest) = (directory.join("fs"), directory.join("manifest"));
+        if !root.is_dir() {
+            return Ok(vec![format!("{} is missing", root.display())]);
+        }
+        match unpack::verify(&root, &manifest, MAX_TOLD) {
+            Ok(found) => Ok(found),
+            Err(e) if e.kind() == ErrorKind::NotFound && !manifest.exists() => {
+                report.unverified += 1;
+                Ok(Vec::new())
+            }
+            Err(e) if e.kind() == ErrorKind::InvalidData => Ok(vec![e.to_string()]),
+            Err(e) => Ok(vec![format!("reading {}: {e}", directory.display())]),
+        }
+    }
+
+    fn check_configs(&self, repair: bool, report: &mut Report) -> Result<()> {
+        for id in self.catalog().image_ids() {
+            let found = match self.config(id) {
+                Ok(config) if Digest::of(&config) == id => continue,
+                Ok(config) => format!("its config has digest {}", Digest::of(&config)),
+                Err(error) => error.message,
+            };
+            let Some(image) = self.catalog().image(id) else { continue };
+            let images = image.repo_tags.into_iter().chain(image.repo_digests).collect();
+            let remedy = "withdraw it: it is pulled anew".to_owned();
+            report.faults.push(Fault { what: format!("image {id}"), found: vec![found], images, remedy });
+            if repair {
+                self.withdraw(vec![id], None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories that no record names: what an interrupted removal left, freed at a start.
+    fn check_directories(&self, repair: bool, report: &mut Report) -> Result<()> {
+        let layers = self.root.join("layers");
+        let there = numbers(&layers)?;
+        let known = self.catalog().layer_numbers();
+        for number in there.difference(&known) {
+            let path = layers.join(number.to_string());
+            // A commit may have just placed it.
+            if self.catalog().layer_numbers().contains(number) || !path.exists() {
+                continue;
+            }
+            report.faults.push(Fault {
+                what: path.display().to_string(),
+                found: vec!["is in no index".into()],
+                images: Vec::new(),
+                remedy: "delete it".into(),
+            });
+            if repair {
+                delete(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes images out of the index, and `diff_id`'s directory with them. What containers use
+    /// stays on the disk until they release it, also over restarts.
+    fn withdraw(&self, images: Vec<Digest>, diff_id: Option<Digest>) -> Result<()> {
+        let _change = self.change.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let kept = self.catalog().kept_by_holders(&images);
+        let change = Change {
+            delete_images: images.clone(),
+            delete_layers: diff_id.into_iter().collect(),
+            put_kept: kept.clone(),
+            ..Change::default()
+        };
+        self.index.apply(&change)?;
+        let doomed = self.catalog_mut().withdraw(&images, diff_id, kept);
+        if let Some(number) = doomed {
+            self.bury(number, LayerState::Indexed)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a layer's directory to where nothing refers to it, and deletes it.
+    pub(super) fn bury(&self, number: u64, state: LayerState) -> Result<()> {
+        if state != LayerState::Staged {
+            match self.rename(number, "layers", "staging") {
+                Err(_) if !self.root.join("layers").join(number.to_string()).exists() => return Ok(()),
+                other => other?,
+            }
+        }
+        delete(&self.root.join("staging").join(number.to_string()));
+        Ok(())
+    }
+}
+
+/// Opens the store of a daemon that does not run, and checks it. Blocking.
+pub fn offline(root: &std::path::Path, repair: bool) -> Result<Report> {
+    if !fs::metadata(root.join("index.redb")).is_ok_and(|m| m.is_file()) {
+        let missing: PathBuf = root.join("index.redb");
+        return Err(Error::not_found(format!("there is no image store: {} is missing", missing.display())));
+    }
+    Store::open(root)?.check(repair)
+}
