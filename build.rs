@@ -1,4 +1,4 @@
-//! Generates the wire types and the gRPC stubs of `proto/cri.proto`, without protoc.
+//! Generates the wire types and the gRPC stubs of `proto/`, without protoc.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -7,7 +7,11 @@ use std::{env, fs};
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_file("cri.proto")?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_file("cri.proto")?
+        .open_file("store.proto")?;
     // The descriptors, for tests that compare them with the published API. The compiler encodes
     // them itself, since prost's types would lose the options that they do not know.
     let out = PathBuf::from(env::var("OUT_DIR")?);

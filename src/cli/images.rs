@@ -20,6 +20,10 @@ pub(super) struct Images {
 }
 
 impl Images {
+    pub(super) fn new(endpoint: Endpoint, quiet: bool) -> Self {
+        Self { endpoint, quiet }
+    }
+
     pub(super) fn run(self) -> Result<ExitCode> {
         let quiet = self.quiet;
         self.endpoint.run(|client| list(client, quiet))

@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod config;
 mod exec;
+mod image;
 mod images;
 mod keeper;
 mod logs;
@@ -54,6 +55,8 @@ enum Verb {
     Exec(exec::Exec),
     /// List images
     Images(images::Images),
+    /// Look after the image store: ls, import, check, gc
+    Image(image::Image),
     /// Pull an image
     Pull(pull::Pull),
     /// Stop and remove pods or containers
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Logs(verb) => verb.run(),
         Verb::Exec(verb) => verb.run(),
         Verb::Images(verb) => verb.run(),
+        Verb::Image(verb) => verb.run(),
         Verb::Pull(verb) => verb.run(),
         Verb::Rm(verb) => verb.run(),
         Verb::OpenVolumes => crate::container::volumes::serve(),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::cli::client::{Client, Endpoint};
+use crate::cli::image::Bars;
 use crate::cli::print;
 use crate::cri::wire::{AuthConfig, ImageSpec, ImageStatusRequest, PullImageRequest};
 use crate::{Error, Result};
@@ -24,7 +25,10 @@ impl Pull {
     pub(super) fn run(self) -> Result<ExitCode> {
         let auth = self.credentials.as_deref().map(credentials).transpose()?;
         self.endpoint.run(async |mut client: Client| {
-            print(format!("{}\n", client.pull(&self.image, auth).await?))?;
+            let bars = Bars::draw(&client, &self.image);
+            let pulled = client.pull(&self.image, auth).await;
+            drop(bars);
+            print(format!("{}\n", pulled?))?;
             Ok(ExitCode::SUCCESS)
         })
     }

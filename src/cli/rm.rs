@@ -65,7 +65,7 @@ impl Client {
         timeout: i64,
     ) -> Result<()> {
         let stops = containers.into_iter().map(|container| {
-            let mut client = Client { runtime: self.runtime.clone(), images: self.images.clone() };
+            let mut client = self.clone();
             async move { client.stop_container(&container.id, timeout).await }
         });
         for stopped in futures_util::future::join_all(stops).await {

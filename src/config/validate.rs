@@ -226,7 +226,10 @@ mod tests {
         refused("network.cni_bin_dirs: ", |c| c.network.cni_bin_dirs = vec!["bin".into()]);
         refused("container.nofile: ", |c| c.container.nofile = (20, 10));
         refused("container.volume_timeout: ", |c| c.container.volume_timeout = 0);
-        self.validate_streaming()?;
+        refused("streaming.address: ", |c| c.streaming.address = "localhost".into());
+        refused("streaming.advertise: ", |c| c.streaming.advertise = "http://x".into());
+        refused("streaming.idle_timeout: ", |c| c.streaming.idle_timeout = 0);
+        refused("streaming.tls_certificate: ", |c| c.streaming.tls = StreamingTls::Files);
         refused("image.certs_dirs: ", |c| c.image.certs_dirs = vec!["certs.d".into()]);
         refused("image.registries_conf: ", |c| c.image.registries_conf = "x".into());
         refused("image.stall_timeout: ", |c| c.image.stall_timeout = 0);

@@ -25,7 +25,7 @@ use crate::container::{
     user, volumes,
 };
 use crate::error::{Kind, Step};
-use crate::image::{Image, Resolved};
+use crate::image::Resolved;
 use crate::keeper::client::{Role, Spawn};
 use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
@@ -360,14 +360,14 @@ impl Making<'_> {
             spec: Arc::clone(&ground.spec),
             created_at: table::now(),
             image_id: image.id.clone(),
-            image_ref: digest_of(image),
+            image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
             user: ground.user.clone(),
             stop_signal: stop_signal(&ground.spec, &ground.image)?,
             oom_baseline: self.node.cgroups.oom_kills(cgroup).unwrap_or_default(),
             cgroup: Some(cgroup.clone()),
             log_path: ground.log_path.clone(),
             warnings,
-            volume_images: ground.volumes.iter().map(|v| digest_of(&v.image)).collect(),
+            volume_images: ground.volumes.iter().map(|volume| volume.image.id.clone()).collect(),
         })
     }
 
@@ -520,11 +520,6 @@ fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<u
 
 fn log_path(directory: &str, path: &str) -> PathBuf {
     if directory.is_empty() || path.is_empty() { PathBuf::new() } else { Path::new(directory).join(path) }
-}
-
-/// The digest that the registry knows an image by, its ID where there is none.
-fn digest_of(image: &Image) -> String {
-    image.repo_digests.first().unwrap_or(&image.id).clone()
 }
 
 /// The request's, else the image's, else SIGTERM; by the CRI's name (BEHAVIOUR 11).

@@ -71,7 +71,7 @@ pub struct Record {
     /// OOM kills that its cgroup had before it ran: not its own (BEHAVIOUR 10).
     pub oom_baseline: u64,
     pub warnings: Vec<String>,
-    /// The digests of its image volumes, in the order of the spec's mounts.
+    /// The IDs of the images that are its volumes, in the order of the spec's mounts.
     #[serde(default)]
     pub volume_images: Vec<String>,
 }

@@ -42,7 +42,7 @@ pub struct ContainerStatus {
     pub user: User,
     /// As the CRI's enum name without SIGNAL_, e.g. "SIGTERM".
     pub stop_signal: String,
-    /// The digests of its image volumes, in the order of the spec's mounts.
+    /// The IDs of the images that are its volumes, in the order of the spec's mounts.
     pub volume_images: Vec<String>,
 }
 

@@ -100,7 +100,7 @@ fn is_frequent_read(method: &str) -> bool {
         || method.starts_with("Stream")
         || method.ends_with("Status")
         || method.ends_with("Stats")
-        || matches!(method, "Version" | "ImageFsInfo" | "RuntimeConfig")
+        || matches!(method, "Version" | "ImageFsInfo" | "RuntimeConfig" | "Pulls")
 }
 
 #[cfg(test)]
@@ -123,12 +123,14 @@ mod tests {
         changes.sort_unstable();
         let expected = [
             "Attach",
+            "Check",
             "CheckpointContainer",
             "CheckpointPod",
             "CreateContainer",
             "Exec",
             "ExecSync",
             "GetContainerEvents",
+            "Import",
             "PortForward",
             "PullImage",
             "RemoveContainer",

@@ -13,4 +13,5 @@ mod image_service;
 mod listener;
 mod runtime_service;
 pub mod server;
+mod store_service;
 pub mod wire;

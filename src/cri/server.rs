@@ -15,8 +15,10 @@ use crate::cri::decode::Host;
 use crate::cri::image_service::Images;
 use crate::cri::listener;
 use crate::cri::runtime_service::Runtime;
+use crate::cri::store_service::StoreService;
 use crate::cri::wire::image_service_server::ImageServiceServer;
 use crate::cri::wire::runtime_service_server::RuntimeServiceServer;
+use crate::cri::wire::store::store_server::StoreServer;
 use crate::error::{Error, Result, Step};
 use crate::node::Node;
 
@@ -49,6 +51,7 @@ pub async fn serve_on(
     let runtime = RuntimeServiceServer::new(runtime)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let store = StoreServer::new(StoreService::new(node.clone())).max_decoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(Images::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -57,6 +60,7 @@ pub async fn serve_on(
         .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(images)
+        .add_service(store)
         .serve_with_incoming_shutdown(connections(socket), stopped(stopping));
     let server = tokio::spawn(server);
 

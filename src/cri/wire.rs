@@ -1,4 +1,4 @@
-//! The generated types of `proto/cri.proto`. Only this folder and CRI clients use them.
+//! The generated types of `proto/`. Only this folder and CRI clients use them.
 
 use std::fmt;
 
@@ -8,6 +8,16 @@ mod generated {
 }
 
 pub use generated::*;
+
+/// `proto/store.proto`.
+pub mod store {
+    #[allow(clippy::all)]
+    mod generated {
+        tonic::include_proto!("podwright.image");
+    }
+
+    pub use generated::*;
+}
 
 /// `proto/cri.proto` as a serialised FileDescriptorSet.
 #[cfg(test)]

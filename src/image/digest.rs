@@ -42,7 +42,9 @@ impl Digest {
 
     /// Only the 64 hexadecimal digits.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
+        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 }
 
@@ -85,6 +87,7 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(Digest::parse(empty).unwrap(), Digest::of(b""));
+        assert_eq!(Digest::of(b"").hex(), empty[7..]);
         assert!(Digest::parse(&empty.to_uppercase()).is_err());
         assert!(Digest::parse(&empty[..70]).is_err());
         assert!(

@@ -32,6 +32,8 @@ const CHUNKS: usize = 4;
 /// Blocks of inflated bytes that may wait, and their size.
 const BLOCKS: usize = 4;
 const BLOCK: usize = 128 << 10;
+/// Bytes that one entry of an archive may cost besides its data: headers, long names, padding.
+const ENTRY: u64 = 8 << 10;
 
 /// Where a layer comes from.
 pub enum Source<'a> {
@@ -85,18 +87,20 @@ fn unpack(
     let staging = store.stage()?;
     let (full, blocks) = sync_channel(BLOCKS);
     let (empty, spare) = sync_channel(BLOCKS + 2);
-    let (usage, found, found_compressed) = thread::scope(|scope| {
+    // Headers of entries count, and what follows an archive's end.
+    let most = limits.bytes.saturating_add(limits.entries.saturating_mul(ENTRY));
+    let (applied, found, found_compressed) = thread::scope(|scope| {
         let inflating = thread::Builder::new()
             .name("inflate".into())
-            .spawn_scoped(scope, move || inflate(Download::new(source), &full, &spare));
+            .spawn_scoped(scope, move || inflate(Download::new(source), &full, &spare, most));
         let inflating = inflating.map_err(|e| Error::io("starting a thread", e))?;
         let mut pipe = Pipe { blocks, empty, block: Vec::new(), at: 0, hasher: Sha256::new() };
-        let usage = unpack::apply(&mut pipe, &staging.fs(), Some(&staging.manifest()), limits);
+        let applied = unpack::apply(&mut pipe, &staging.fs(), Some(&staging.manifest()), limits);
         let found = Digest::finish(std::mem::take(&mut pipe.hasher));
         // Without a reader the other thread ends.
         drop(pipe);
         let compressed = inflating.join().map_err(|_| Error::internal("decompressing a layer panicked"))?;
-        Ok::<_, Error>((usage?, found, compressed?))
+        Ok::<_, Error>((applied?, found, compressed?))
     })?;
     if digest.is_some_and(|digest| found_compressed != digest) {
         return Err(Error::internal(format!("its digest is {found_compressed}: not what was asked for")));
@@ -106,7 +110,7 @@ fn unpack(
             "its diff ID is {found}, but the image's config says {diff_id}"
         )));
     }
-    store.staged(staging, diff_id, usage)
+    store.staged(staging, diff_id, applied)
 }
 
 /// Where compressed bytes come from.
@@ -184,7 +188,9 @@ fn inflate(
     mut download: Download,
     full: &SyncSender<io::Result<Vec<u8>>>,
     spare: &Receiver<Vec<u8>>,
+    most: u64,
 ) -> Result<Digest> {
+    let mut inflated = 0;
     let magic: Vec<u8> = match download.peek(4) {
         Ok(bytes) => bytes.iter().take(4).copied().collect(),
         Err(error) => return Err(pass_on(error, full)),
@@ -205,7 +211,14 @@ fn inflate(
         block.resize(BLOCK, 0);
         match fill(&mut reader, &mut block) {
             Ok(0) => break,
-            Ok(len) => block.truncate(len),
+            Ok(len) => {
+                inflated += len as u64;
+                if inflated > most {
+                    let error = Error::invalid(format!("the layer is larger than {most} bytes"));
+                    return Err(pass_on(io::Error::other(error), full));
+                }
+                block.truncate(len);
+            }
             Err(error) => return Err(pass_on(error, full)),
         }
         if full.send(Ok(block)).is_err() {

@@ -46,6 +46,34 @@ async fn every_form_that_skopeo_pushes_gives_the_same_layers() {
     images.remove(&registry.reference("forms/docker:v1")).await.unwrap();
 }
 
+/// `cargo test --release --test image -- --ignored --nocapture five_hundred`: reads of a full store.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn five_hundred_images_are_listed_at_once() {
+    let root = tempfile::tempdir_in("/var/tmp").unwrap();
+    let images = open(root.path()).await;
+    for number in 0..500 {
+        let archive = crate::support::tiny_archive(number);
+        images.import(Box::new(std::io::Cursor::new(archive)), None).await.unwrap();
+    }
+    let time = |what: &str, call: &dyn Fn()| {
+        let mut times: Vec<_> = (0..200)
+            .map(|_| {
+                let started = Instant::now();
+                call();
+                started.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("{what}: p50 {:.1?}, p99 {:.1?}", times[100], times[197]);
+    };
+    let id = images.status("a.b/tiny:7").unwrap().unwrap().image.id;
+    time("list of 500", &|| assert_eq!(images.list(None).unwrap().len(), 500));
+    time("status by name", &|| drop(images.status("a.b/tiny:7").unwrap().unwrap()));
+    time("status by ID", &|| drop(images.status(&id).unwrap().unwrap()));
+    time("usage", &|| assert!(images.usage().bytes > 0));
+}
+
 /// `cargo test --test image -- --ignored --nocapture`: the time and memory of one pull.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]

@@ -3,6 +3,8 @@
 //! Needs root, docker-registry, skopeo and htpasswd; `hack/test` installs them. Without them the
 //! tests say so and pass, unless CI is set.
 
+mod durability;
 mod forms;
 mod support;
 mod tls;
+mod umoci;

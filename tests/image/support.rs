@@ -129,13 +129,30 @@ impl Registry {
 
     /// A docker-archive of these layers, each a directory on the host.
     pub fn archive(&self, layers: &[PathBuf]) -> PathBuf {
+        self.archive_of(&layers.iter().map(|layer| (layer.as_path(), ".")).collect::<Vec<_>>())
+    }
+
+    /// The same of parts of directories.
+    pub fn archive_of(&self, layers: &[(&Path, &str)]) -> PathBuf {
         let work = tempfile::tempdir_in(self.directory.path()).unwrap();
         let mut diff_ids = Vec::new();
         let mut names = Vec::new();
-        for (at, layer) in layers.iter().enumerate() {
+        for (at, (layer, part)) in layers.iter().enumerate() {
             let name = format!("{at}.tar");
             let file = work.path().join(&name);
-            run("tar", &["-C", layer.to_str().unwrap(), "-cf", file.to_str().unwrap(), "--sort=name", "."]);
+            run(
+                "tar",
+                &[
+                    "-C",
+                    layer.to_str().unwrap(),
+                    "-cf",
+                    file.to_str().unwrap(),
+                    "--sort=name",
+                    "--xattrs",
+                    "--sparse",
+                    part,
+                ],
+            );
             let digest = Sha256::digest(fs::read(&file).unwrap());
             diff_ids
                 .push(format!("sha256:{}", digest.iter().map(|b| format!("{b:02x}")).collect::<String>()));
@@ -153,6 +170,32 @@ impl Registry {
         run("tar", &["-C", work.path().to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
         archive
     }
+}
+
+/// A docker-archive of one image, `a.b/tiny:NUMBER`, with one small layer of its own.
+pub fn tiny_archive(number: usize) -> Vec<u8> {
+    let tar = |files: &[(&str, &[u8])]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, path, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    let layer = tar(&[("file", number.to_string().as_bytes())]);
+    let diff_id: String = Sha256::digest(&layer).iter().map(|b| format!("{b:02x}")).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["/file"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]},
+    });
+    let manifest = json!([{"Config": "c", "RepoTags": [format!("a.b/tiny:{number}")], "Layers": ["l"]}]);
+    tar(&[
+        ("l", &layer),
+        ("c", config.to_string().as_bytes()),
+        ("manifest.json", manifest.to_string().as_bytes()),
+    ])
 }
 
 pub fn run(program: &str, arguments: &[&str]) {

@@ -24,17 +24,17 @@ async fn an_image_is_mounted_whole_or_in_part() {
     let mut config = script(
         "image-volumes",
         "ls -d /whole/bin/busybox /part/busybox; test -f /one && echo file; touch /whole/x || echo refused; \
-         grep -c ' /whole ro,nodev' /proc/self/mounts; mount -o remount,rw /whole || echo stays",
+         grep -c ' /whole overlay ro,nodev' /proc/self/mounts; mount -o remount,rw /whole || echo stays",
     );
     config.mounts = vec![volume("/whole", ""), volume("/part", "bin"), volume("/one", "bin/busybox")];
     let (status, lines) = daemon.outcome(&pod, config).await;
     let lines: Vec<_> = lines.iter().filter(|(s, _)| s == "stdout").map(|(_, l)| l.as_str()).collect();
-    assert_eq!(lines, ["/whole/bin/busybox", "/part/busybox", "file", "refused", "1", "stays"]);
+    assert_eq!(lines, ["/part/busybox", "/whole/bin/busybox", "file", "refused", "1", "stays"]);
     assert_eq!(status.mounts.len(), 3);
     for mount in &status.mounts {
         let image = mount.image.as_ref().unwrap();
         assert_eq!(image.image, seed::image_id());
-        assert_eq!(image.image_ref, status.image_ref, "the digest that the registry knows it by");
+        assert_eq!(image.image_ref, status.image_id, "as PullImage returned it");
     }
     assert_eq!(status.mounts[1].image_sub_path, "bin");
     for (mount, code, word) in [

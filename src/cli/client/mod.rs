@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 
 use crate::cri::wire::image_service_client::ImageServiceClient;
 use crate::cri::wire::runtime_service_client::RuntimeServiceClient;
+use crate::cri::wire::store::store_client::StoreClient;
 use crate::error::{Kind, Step};
 use crate::{Error, Result};
 
@@ -29,10 +30,13 @@ pub(super) struct Endpoint {
     endpoint: String,
 }
 
-/// Both services of a runtime.
+/// The services of a runtime.
+#[derive(Clone)]
 pub(super) struct Client {
     pub runtime: RuntimeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    /// Ours alone: other runtimes answer that it is unimplemented.
+    pub store: StoreClient<Channel>,
 }
 
 impl Endpoint {
@@ -62,6 +66,7 @@ impl Endpoint {
         let channel = channel.connect().await.map_err(unusable)?;
         Ok(Client {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            store: StoreClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
         })
     }

@@ -57,7 +57,8 @@ impl Store {
             let remedy = "withdraw it: its images are pulled anew, containers that use it keep it".to_owned();
             report.faults.push(Fault { what: format!("layer {diff_id}"), found, images, remedy });
             if repair {
-                self.withdraw(self.catalog().images_with(diff_id), Some(diff_id))?;
+                let images = self.catalog().images_with(diff_id);
+                self.withdraw(images, Some(diff_id))?;
             }
         }
         self.check_configs(repair, &mut report)?;
@@ -83,7 +84,8 @@ impl Store {
     }
 
     fn check_configs(&self, repair: bool, report: &mut Report) -> Result<()> {
-        for id in self.catalog().image_ids() {
+        let ids = self.catalog().image_ids();
+        for id in ids {
             let found = match self.config(id) {
                 Ok(config) if Digest::of(&config) == id => continue,
                 Ok(config) => format!("its config has digest {}", Digest::of(&config)),

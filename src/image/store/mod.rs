@@ -23,7 +23,7 @@ mod catalog;
 pub mod check;
 mod index;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, symlink};
@@ -38,8 +38,8 @@ use catalog::{Catalog, Doomed, LayerState};
 use index::{Change, Index};
 use rustix::fs::RenameFlags;
 
-use super::Usage;
 use super::digest::Digest;
+use super::unpack::{self, Applied};
 use crate::error::Step;
 use crate::{Error, Result};
 
@@ -50,6 +50,9 @@ pub struct Store {
     /// One change of names and layers at a time.
     change: Mutex<()>,
     next_number: AtomicU64,
+    flushing: Mutex<()>,
+    /// Of layers that are staged: directories without an entry of their own.
+    implied: Mutex<HashMap<Digest, Vec<Vec<u8>>>>,
 }
 
 /// A directory to unpack a layer into. Dropped, it is deleted.
@@ -102,6 +105,8 @@ impl Store {
             catalog: RwLock::new(catalog),
             change: Mutex::default(),
             next_number: AtomicU64::new(last + 1),
+            flushing: Mutex::default(),
+            implied: Mutex::default(),
         })
     }
 
@@ -168,11 +173,14 @@ impl Store {
     }
 
     /// The layer is unpacked and verified: pulls can use it, and the next commit makes it durable.
-    pub fn staged(&self, mut staging: Staging, diff_id: Digest, usage: Usage) -> Result<()> {
+    pub fn staged(&self, mut staging: Staging, diff_id: Digest, applied: Applied) -> Result<()> {
         let path = staging.path.join("diff-id");
         fs::write(&path, format!("{diff_id}\n")).step(|| format!("writing {}", path.display()))?;
         staging.keep = true;
-        self.catalog_mut().add_layer(diff_id, staging.number, usage, LayerState::Staged);
+        if !applied.implied.is_empty() {
+            self.implied.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id, applied.implied);
+        }
+        self.catalog_mut().add_layer(diff_id, staging.number, applied.usage, LayerState::Staged);
         Ok(())
     }
 
@@ -182,9 +190,8 @@ impl Store {
         let unindexed = self.catalog().unindexed(&new.layers);
         let staged: Vec<_> = unindexed.iter().filter(|(_, _, state)| *state == LayerState::Staged).collect();
         if !staged.is_empty() {
-            let root = File::open(&self.root).step(|| format!("opening {}", self.root.display()))?;
-            rustix::fs::syncfs(&root)
-                .step(|| format!("syncing the filesystem of {}", self.root.display()))?;
+            self.inherit(&new.layers)?;
+            self.sync()?;
             for (diff_id, layer, _) in staged {
                 self.rename(layer.number, "staging", "layers")?;
                 self.catalog_mut().set_state(*diff_id, LayerState::Placed);
@@ -203,6 +210,33 @@ impl Store {
             catalog.set_state(diff_id, LayerState::Indexed);
         }
         catalog.put_image(new)
+    }
+
+    /// Directories that a new layer has without having said anything about them look like what the
+    /// image has there already. `layers`: the bottom one first.
+    fn inherit(&self, layers: &[Digest]) -> Result<()> {
+        let paths: Vec<_> = {
+            let catalog = self.catalog();
+            layers
+                .iter()
+                .map(|layer| catalog.place_of(*layer).map(|(number, state)| self.placed(number, state)))
+                .collect()
+        };
+        for (at, diff_id) in layers.iter().enumerate() {
+            let implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
+            let (Some(implied), Some(upper)) = (implied, &paths[at]) else { continue };
+            let lowers: Vec<_> = paths[..at].iter().rev().flatten().cloned().collect();
+            for path in implied {
+                let step = || format!("finishing {} in {}", String::from_utf8_lossy(&path), upper.display());
+                unpack::inherit(upper, &path, &lowers).step(step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn placed(&self, number: u64, state: LayerState) -> PathBuf {
+        let parent = if state == LayerState::Staged { "staging" } else { "layers" };
+        self.root.join(parent).join(number.to_string()).join("fs")
     }
 
     /// Takes the image's names, durably; [`Self::sweep`] frees the rest. Blocking.
@@ -247,6 +281,19 @@ impl Store {
         if let Err(error) = self.sweep() {
             tracing::error!(%error, "freeing unused image layers failed");
         }
+    }
+
+    /// As [`Self::sync`]; one at a time is enough.
+    pub fn flush(&self) -> Result<()> {
+        match self.flushing.try_lock() {
+            Ok(_flushing) => self.sync(),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        let root = File::open(&self.root).step(|| format!("opening {}", self.root.display()))?;
+        rustix::fs::syncfs(&root).step(|| format!("syncing the filesystem of {}", self.root.display()))
     }
 
     /// What the filesystem has left for us.

@@ -29,13 +29,23 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// After `cut` bytes keep the connection open until this is released.
     pub stall: Option<Arc<tokio::sync::Semaphore>>,
+    /// Zeros follow the body for ever.
+    pub endless: bool,
     /// Answer only when this is released.
     pub gate: Option<Arc<tokio::sync::Semaphore>>,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None, stall: None, gate: None }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            cut: None,
+            stall: None,
+            endless: false,
+            gate: None,
+        }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -89,6 +99,10 @@ impl Fake {
     /// Of what was put under `path`.
     pub fn size(&self, path: &str) -> usize {
         self.content.lock().unwrap()[path].1.len()
+    }
+
+    pub fn bytes(&self, path: &str) -> Vec<u8> {
+        self.content.lock().unwrap()[path].1.clone()
     }
 
     pub fn reference(&self, rest: &str) -> String {
@@ -168,11 +182,12 @@ async fn serve(
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
+    if !reply.endless && !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
     }
     let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
     let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).await;
+    while reply.endless && stream.write_all(&[0; 64 << 10]).await.is_ok() {}
     if let Some(stall) = &reply.stall {
         let _released = stall.acquire().await;
     }

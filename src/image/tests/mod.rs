@@ -1,6 +1,9 @@
 //! Pulls from a registry of the test's own, and the life of images in the store.
 
+mod archives;
+mod check;
 mod fake;
+mod hostile;
 mod pull;
 mod registries;
 mod store;

@@ -33,7 +33,7 @@ async fn behaviour_7_names_survive_retagging_and_a_restart() {
 }
 
 /// The index is free once the last task of the old one has ended.
-async fn reopen(root: &Path) -> Images {
+pub async fn reopen(root: &Path) -> Images {
     for _ in 0..1000 {
         let config = super::Config { root: root.to_owned(), ..super::Config::default() };
         match Images::open(config).await {

@@ -19,6 +19,7 @@ use std::path::Path;
 use archive::{Archive, Entry, Kind};
 use rustix::fs::FileType;
 use tree::Tree;
+pub use tree::inherit;
 pub use verify::verify;
 
 use super::Usage;
@@ -45,9 +46,18 @@ impl Default for Limits {
     }
 }
 
+/// What an applied layer has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub usage: Usage,
+    /// Directories that its archive has no entry for, by their paths: what they look like depends
+    /// on the layers below, see [`inherit`].
+    pub implied: Vec<Vec<u8>>,
+}
+
 /// Unpacks `input` into the empty directory `root` and reads it to its end. Returns what it made,
 /// and notes that in the file `manifest`.
-pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: Limits) -> Result<Usage> {
+pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: Limits) -> Result<Applied> {
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
     let log = record::Log::create(manifest).map_err(|e| failed("writing the layer's manifest".into(), e))?;
     let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
@@ -59,8 +69,7 @@ pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: 
         made.map_err(|e| failed(format!("unpacking {:?}", String::from_utf8_lossy(&entry.path)), e))?;
     }
     layer.archive.drain().map_err(|e| failed("reading the layer's end".into(), e))?;
-    let usage = layer.tree.finish();
-    usage.map_err(|e| failed("finishing the layer".into(), e))
+    layer.tree.finish().map_err(|e| failed("finishing the layer".into(), e))
 }
 
 /// An error of our own that came up through a reader keeps its kind and words.

@@ -33,6 +33,11 @@ pub enum Record {
         path: Vec<u8>,
         meta: Meta,
     },
+    /// A directory that the archive has no entry for: it looks like the one below it, if there is
+    /// one.
+    Implied {
+        path: Vec<u8>,
+    },
     Symlink {
         path: Vec<u8>,
         meta: Meta,
@@ -71,6 +76,7 @@ impl Record {
         match self {
             Self::File { path, .. }
             | Self::Directory { path, .. }
+            | Self::Implied { path }
             | Self::Symlink { path, .. }
             | Self::Node { path, .. }
             | Self::HardLink { path, .. }
@@ -84,6 +90,7 @@ impl Record {
         let mut record = self.clone();
         if let Self::File { path, .. }
         | Self::Directory { path, .. }
+        | Self::Implied { path }
         | Self::Symlink { path, .. }
         | Self::Node { path, .. }
         | Self::HardLink { path, .. }

@@ -4,7 +4,7 @@
 //! `..` nor a symbolic link of the archive's own making leads outside; what a path's last
 //! component names is made or removed relative to its parent's fd and never followed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::Applied;
 use super::archive::Entry;
 use super::record::{Log, Meta, Record};
 use crate::image::Usage;
@@ -34,6 +35,8 @@ pub struct Tree {
     /// By the path that the archive has.
     parents: VecDeque<(Vec<u8>, Rc<Directory>)>,
     log: Log,
+    /// Directories that the archive has no entry for.
+    implied: BTreeSet<Vec<u8>>,
     /// Set at the end, since making entries in a directory changes its own.
     directory_times: HashMap<Vec<u8>, (i64, u32)>,
     pub usage: Usage,
@@ -76,7 +79,7 @@ impl Tree {
         let host_path = path_of(&root)?;
         let root = Rc::new(Directory { fd: root, path: Vec::new() });
         let (parents, directory_times) = (VecDeque::new(), HashMap::new());
-        Ok(Self { root, host_path, parents, log, directory_times, usage })
+        Ok(Self { root, host_path, parents, log, implied: BTreeSet::new(), directory_times, usage })
     }
 
     /// The place of `path` (clean: no empty, `.` or `..` component; not empty), its parents made
@@ -127,6 +130,7 @@ impl Tree {
         let fd = rustix::fs::openat(place.fd(), place.name, DIRECTORY, Mode::empty())?;
         set_metadata(fd.as_fd(), entry)?;
         self.directory_times.insert(place.path(), entry.mtime);
+        self.implied.remove(&place.path());
         self.log.add(&Record::Directory { path: place.path(), meta: meta(entry, FileType::Directory) })
     }
 
@@ -191,7 +195,7 @@ impl Tree {
     }
 
     /// Gives the directories their times.
-    pub fn finish(mut self) -> io::Result<Usage> {
+    pub fn finish(mut self) -> io::Result<Applied> {
         for (path, mtime) in std::mem::take(&mut self.directory_times) {
             match self.resolve(&path) {
                 Ok(fd) => rustix::fs::utimensat(&fd, ".", &timestamps(mtime), AtFlags::empty())?,
@@ -201,7 +205,7 @@ impl Tree {
             }
         }
         self.log.finish()?;
-        Ok(self.usage)
+        Ok(Applied { usage: self.usage, implied: self.implied.into_iter().collect() })
     }
 
     fn directory(&mut self, path: &[u8], make: bool) -> io::Result<Rc<Directory>> {
@@ -258,8 +262,8 @@ impl Tree {
                 _ => self.bare_directory(&place, Mode::from_raw_mode(0o755))?,
             }
             rustix::fs::chmodat(place.fd(), place.name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
-            let meta = Meta { mode: FileType::Directory.as_raw_mode() | 0o755, uid: 0, gid: 0 };
-            self.log.add(&Record::Directory { path: place.path(), meta })?;
+            self.implied.insert(place.path());
+            self.log.add(&Record::Implied { path: place.path() })?;
         }
         Ok(())
     }
@@ -302,6 +306,7 @@ impl Tree {
         let below = [&gone[..], b"/"].concat();
         if is_directory(&stat(place)?.ok_or(Errno::NOENT)?) {
             self.directory_times.retain(|path, _| *path != gone && !path.starts_with(&below));
+            self.implied.retain(|path| *path != gone && !path.starts_with(&below));
         }
         self.remove_at(place.fd().as_fd(), place.name)?;
         self.log.add(&Record::Removed { path: gone })
@@ -427,6 +432,32 @@ fn tolerate(name: &[u8], result: Result<(), Errno>) -> io::Result<()> {
 fn timestamps((tv_sec, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec, tv_nsec: nanos.into() };
     Timestamps { last_access: time, last_modification: time }
+}
+
+/// Gives the directory `path` of the layer `upper` the metadata that it has in the first of
+/// `lowers` which has it: overlay shows the upper one's, and the archive said nothing about it.
+pub fn inherit(upper: &std::path::Path, path: &[u8], lowers: &[std::path::PathBuf]) -> io::Result<()> {
+    let open = |layer: &std::path::Path| -> io::Result<OwnedFd> {
+        let root = open_root(layer)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        Ok(rustix::fs::openat2(&root, path, DIRECTORY, Mode::empty(), resolve)?)
+    };
+    for lower in lowers {
+        let below = match open(lower) {
+            Ok(below) => below,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let stat = rustix::fs::fstat(&below)?;
+        let own = open(upper)?;
+        rustix::fs::fchown(&own, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+        rustix::fs::fchmod(&own, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
+        return Ok(rustix::fs::futimens(&own, &Timestamps { last_access: time, last_modification: time })?);
+    }
+    Ok(())
 }
 
 /// Opens a directory of ours by its path on the host.

@@ -81,6 +81,8 @@ impl Walk {
                 wrong => wrong,
             },
             Record::Directory { meta, .. } => meta_differs(meta, stat),
+            Record::Implied { .. } => (FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
+                .then(|| "is not a directory".to_owned()),
             Record::Symlink { meta, target, .. } => match meta_differs(meta, stat) {
                 None => {
                     let is = rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes();
