@@ -101,6 +101,10 @@ impl<T> Queue<T> {
         std::mem::take(&mut *self.lock())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     pub(super) fn ready(&self) -> BorrowedFd<'_> {
         self.ready.as_fd()
     }

@@ -71,8 +71,11 @@ pub(super) struct LogThread {
     /// Streams to have a turn whether epoll names them or not.
     due: Vec<(LogId, Stream)>,
     stalled: Vec<LogId>,
+    /// Clients whose container is about to be added.
+    early: Vec<(LogId, Feed)>,
     /// Bytes copied in this round.
     moved: usize,
+    stop: bool,
 }
 
 impl LogThread {
@@ -80,9 +83,19 @@ impl LogThread {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let key = epoll::EventData::new_u64(COMMANDS);
         epoll::add(&epoll, commands.ready(), key, epoll::EventFlags::IN)?;
-        let (containers, due, stalled) = (Logs::new(), Vec::new(), Vec::new());
         let copier = Copier::new()?;
-        Ok(Self { commands, events, epoll, copier, containers, due, stalled, moved: 0 })
+        Ok(Self {
+            commands,
+            events,
+            epoll,
+            copier,
+            containers: Logs::new(),
+            due: Vec::new(),
+            stalled: Vec::new(),
+            early: Vec::new(),
+            moved: 0,
+            stop: false,
+        })
     }
 
     /// Copies until told to stop; returns what it held.
@@ -107,7 +120,10 @@ impl LogThread {
                 self.turn(id, stream);
             }
             self.retry();
-            if commanded && self.obey() {
+            if commanded {
+                self.obey();
+            }
+            if self.stop {
                 return self.give_back();
             }
             if busy && (1..SMALL).contains(&std::mem::take(&mut self.moved)) {
@@ -132,9 +148,7 @@ impl LogThread {
         Some(Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) })
     }
 
-    /// True: stop.
-    fn obey(&mut self) -> bool {
-        let mut stop = false;
+    fn obey(&mut self) {
         for command in self.commands.take() {
             match command {
                 Command::Add(log) => self.add(log),
@@ -143,24 +157,27 @@ impl LogThread {
                 Command::Remove(id) => {
                     self.unwatch(id);
                     self.containers.remove(&id);
+                    self.early.retain(|(of, _)| *of != id);
                     self.stalled.retain(|other| *other != id);
                     self.events.push(Event::Removed(id));
                 }
-                Command::Attach(id, feed) => {
-                    if let Some(container) = self.containers.get_mut(&id) {
-                        container.feeds.push(feed);
-                    }
-                }
+                Command::Attach(id, feed) => match self.containers.get_mut(&id) {
+                    Some(container) => container.feeds.push(feed),
+                    None => self.early.push((id, feed)),
+                },
                 Command::Detach(id, key) => {
+                    self.early.retain(|(_, feed)| feed.key != key);
                     if let Some(container) = self.containers.get_mut(&id) {
                         container.feeds.retain(|feed| feed.key != key);
                     }
                 }
-                Command::DetachAll => self.containers.values_mut().for_each(|c| c.feeds.clear()),
-                Command::Stop => stop = true,
+                Command::DetachAll => {
+                    self.early.clear();
+                    self.containers.values_mut().for_each(|c| c.feeds.clear());
+                }
+                Command::Stop => self.stop = true,
             }
         }
-        stop
     }
 
     fn add(&mut self, log: Log) {
@@ -176,8 +193,10 @@ impl LogThread {
             LogSource::Terminal { master, pipe_r, pipe_w } => [input(pipe_r, Some((master, pipe_w))), None],
         };
         self.unwatch(id);
-        self.containers
-            .insert(id, Container { note, file, inputs, stall: None, draining: false, feeds: Vec::new() });
+        let (early, others) = std::mem::take(&mut self.early).into_iter().partition(|(of, _)| *of == id);
+        self.early = others;
+        let feeds = Vec::into_iter(early).map(|(_, feed)| feed).collect();
+        self.containers.insert(id, Container { note, file, inputs, stall: None, draining: false, feeds });
         self.resume(id);
     }
 
@@ -276,6 +295,10 @@ impl LogThread {
 
     /// One batch of one stream.
     fn turn(&mut self, id: LogId, stream: Stream) {
+        // A client that was attached before these bytes were written sees them.
+        if !self.commands.is_empty() {
+            self.obey();
+        }
         let Some(container) = self.containers.get_mut(&id) else { return };
         let Some(input) = &container.inputs[stream as usize] else { return };
         if input.closed || container.stall.is_some() {

@@ -74,7 +74,8 @@ pub enum Request {
     /// Go on as the executable in the message's descriptor.
     Upgrade,
     /// What a container writes from now on goes to the message's descriptor too (`feed`), until it is
-    /// detached, another daemon says Hello, or the container is forgotten.
+    /// detached, another daemon says Hello, or the container is forgotten. Before its Restore: from
+    /// the first byte on that this keeper copies.
     Attach {
         id: String,
         key: u64,

@@ -264,14 +264,14 @@ impl Shared {
                 let (id, exit) = (id.clone(), entry.reaped?);
                 Some((Request::Reaped { id, exit }, Vec::new()))
             });
-            // Before it: an exit that is told ends what a client sees.
+            // First: what waits in the pipes is shown as well.
             let attached = table.entries.iter().flat_map(|(id, entry)| {
                 entry.attached.iter().map(|attachment| {
                     let Attachment { key, stdout, stderr, socket } = attachment.clone();
                     (Request::Attach { id: id.clone(), key, stdout, stderr }, vec![socket])
                 })
             });
-            holds.chain(entries).chain(attached).chain(reaped).collect()
+            holds.chain(attached).chain(entries).chain(reaped).collect()
         };
         let sent: Vec<_> =
             messages.iter().map(|(request, fds)| link.send(request, fds.clone())).collect::<Result<_>>()?;

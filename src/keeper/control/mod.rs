@@ -25,7 +25,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use self::connection::Connection;
-use self::process::Process;
+use self::process::{Attached, Process};
 use self::upgrade::Upgrade;
 use super::log::LogHandle;
 use super::plan::Bytes;
@@ -103,6 +103,8 @@ pub struct Control {
     /// The connection that gets the events.
     daemon: Option<u64>,
     holds: BTreeMap<String, Hold>,
+    /// Clients that were named before their process.
+    early: Vec<(String, Attached)>,
     /// When to look at a process again.
     timers: BTreeSet<(Instant, u64)>,
     started_at: i64,
@@ -170,6 +172,7 @@ impl Control {
             connections: BTreeMap::new(),
             daemon: None,
             holds: BTreeMap::new(),
+            early: Vec::new(),
             timers: BTreeSet::new(),
             started_at,
             upgrades,

@@ -148,12 +148,13 @@ impl Control {
         let log = output.log.as_ref().map(|fd| fd.as_ref().try_clone()).transpose()?;
         let source = output.source.for_log()?;
         if let Some(logs) = &self.logs {
+            // Before it, so that they miss nothing of what has waited.
+            for attached in &output.attached {
+                logs.attach(number, attached.for_log()?);
+            }
             logs.add(number, Arc::clone(&output.note), source, log);
             if let Some(new) = &output.new_log {
                 logs.reopen(number, new.as_ref().try_clone()?);
-            }
-            for attached in &output.attached {
-                logs.attach(number, attached.for_log()?);
             }
         }
         Ok(())
@@ -161,7 +162,8 @@ impl Control {
 
     /// Has a container's output shown to a client.
     pub(super) fn attach(&mut self, number: u64, attached: Attached) -> io::Result<bool> {
-        let Some(output) = self.processes.get_mut(&number).and_then(|p| p.output.as_mut()) else {
+        let process = self.processes.get_mut(&number).filter(|process| !process.forgotten);
+        let Some(output) = process.and_then(|process| process.output.as_mut()) else {
             return Ok(false);
         };
         let feed = attached.for_log()?;
@@ -170,6 +172,16 @@ impl Control {
             logs.attach(number, feed);
         }
         Ok(true)
+    }
+
+    /// Takes clients that a daemon named before their process, when it hands over what a dead keeper
+    /// had held.
+    pub(super) fn take_early(&mut self, number: u64) {
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        let Some(output) = &mut process.output else { return };
+        let (ours, rest) = std::mem::take(&mut self.early).into_iter().partition(|(id, _)| *id == process.id);
+        self.early = rest;
+        output.attached.extend(Vec::into_iter(ours).map(|(_, attached)| attached));
     }
 
     pub(super) fn detach(&mut self, number: u64, key: u64) {
@@ -183,6 +195,7 @@ impl Control {
 
     /// Another daemon: the sessions of the one before are gone with it.
     pub(super) fn detach_all(&mut self) {
+        self.early.clear();
         self.processes.values_mut().filter_map(|p| p.output.as_mut()).for_each(|o| o.attached.clear());
         if let Some(logs) = &self.logs {
             logs.detach_all();

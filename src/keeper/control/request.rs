@@ -121,8 +121,12 @@ impl Control {
             }
             Request::Status => return Ok(Some(Reply::Status(self.status()))),
             Request::Attach { id, key, stdout, stderr } => {
-                let number = self.known(&id)?;
                 let attached = Attached { key, wants: [stdout, stderr], socket: fds.only()? };
+                let Some(number) = self.find(&id) else {
+                    // Its process follows, or a Detach.
+                    self.early.push((id, attached));
+                    return Ok(Some(Reply::Done));
+                };
                 let found =
                     self.attach(number, attached).map_err(internal("duplicating a client's socket"))?;
                 if !found {
@@ -130,6 +134,7 @@ impl Control {
                 }
             }
             Request::Detach { id, key } => {
+                self.early.retain(|(_, attached)| attached.key != key);
                 if let Some(number) = self.find(&id) {
                     self.detach(number, key);
                 }

@@ -125,6 +125,7 @@ impl Control {
     pub(super) fn take_over(&mut self, process: Process) -> Result<(), Refused> {
         let ended = process.exit.is_some();
         let number = self.add_process(process).map_err(internal("watching the process"))?;
+        self.take_early(number);
         self.add_log(number).map_err(internal("duplicating the container's pipes"))?;
         if ended {
             self.resume_end(number);

@@ -297,6 +297,7 @@ impl Control {
             self.next_number = process.number;
             let number = self.add_process(taken)?;
             self.watch_helper(number)?;
+            self.take_early(number);
             self.add_log(number)?;
             self.resume_end(number);
         }
@@ -363,11 +364,13 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     };
     let asked = waiter(state.waiter);
     let mut control = Control::new(base, state.started_at, state.upgrades)?;
-    control.take_state(state, unsent)?;
     for AttachedState { process, key, wants, socket } in attached {
         let socket = Arc::new(take_inherited(socket)?);
-        control.attach(process, Attached { key, wants, socket })?;
+        if let Some(process) = state.processes.iter().find(|other| other.number == process) {
+            control.early.push((process.record.id.clone(), Attached { key, wants, socket }));
+        }
     }
+    control.take_state(state, unsent)?;
     control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
     // Children that ended meanwhile.
     control.sweep();
