@@ -1,8 +1,10 @@
 //! SIGKILL to the keeper, and daemons that come and go: nothing is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use podwright::keeper::client::{Hold, State, Status};
+use podwright::keeper::plan::{Fd, PidNamespace};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Node, RawObserver, eventually, pipe, pod_init, proc_text};
@@ -49,26 +51,37 @@ async fn a_killed_keeper_loses_no_container_no_byte_and_no_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_random_moments_of_many_lives() {
     let node = Node::new().await;
+    let init = node.keeper.spawn(pod_init("init")).await.unwrap();
     let worker = |worker: u32| {
-        let node = &node;
+        let (node, init) = (&node, &init);
+        // Of those who join a PID namespace a helper is the first process.
+        let container = move |id: &str, script: &str| {
+            let mut spawn = node.container(id, script);
+            if worker % 2 == 1 && podwright::sys::probe::procfs_of_others().is_ok() {
+                spawn.fds.push(Arc::clone(&init.pidfd));
+                spawn.plan.pid = PidNamespace::Join(Fd(4));
+            }
+            spawn
+        };
         async move {
             for round in 0..12 {
                 let id = format!("w{worker}-{round}");
                 // A request may hit the moment of a death; then the daemon tries again.
-                let process = loop {
-                    match node.keeper.spawn(node.container(&id, &format!("echo {id}; exit {round}"))).await {
-                        Ok(process) => break process,
-                        Err(e) if e.kind == podwright::error::Kind::Unavailable => {}
-                        Err(e) => panic!("{id}: {e}"),
-                    }
-                };
+                let script = format!("echo {id}; sleep 0.0{}; exit {round}", round % 4);
                 loop {
-                    match node.keeper.start(&id).await {
+                    match node.keeper.spawn(container(&id, &script)).await {
                         Ok(_) => break,
                         Err(e) if e.kind == podwright::error::Kind::Unavailable => {}
                         Err(e) => panic!("{id}: {e}"),
                     }
                 }
+                let process = loop {
+                    match node.keeper.start(&id).await {
+                        Ok((process, _)) => break process,
+                        Err(e) if e.kind == podwright::error::Kind::Unavailable => {}
+                        Err(e) => panic!("{id}: {e}"),
+                    }
+                };
                 assert_eq!(process.exited().await.status, Status::Code(round), "{id}");
                 assert_eq!(node.text(&id), format!("{id}\n"));
                 node.keeper.forget(&id).await.unwrap();
@@ -84,6 +97,9 @@ async fn kills_at_random_moments_of_many_lives() {
         node.alive().await;
     };
     tokio::join!(worker(0), worker(1), worker(2), worker(3), killer);
+    init.signal(libc::SIGTERM).unwrap();
+    init.exited().await;
+    node.keeper.forget("init").await.unwrap();
     let status = node.keeper.status().await.unwrap();
     assert!(status.processes.is_empty(), "{status:?}");
 }

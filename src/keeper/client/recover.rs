@@ -14,10 +14,9 @@ use tokio::io::Interest;
 use tokio::sync::watch;
 
 use super::link::{Answer, Link, lock};
-use super::table::{Attachment, Entry, Table};
-use super::{Config, Exit, Hold, Snapshot, Status, launch, now};
+use super::table::{Attachment, Entry, Reaped, Table};
+use super::{Config, Hold, Snapshot, Status, launch};
 use crate::error::{Kind, Step};
-use crate::keeper::note::NotePage;
 use crate::keeper::protocol::{Phase, Record, Reply, Request, VERSION};
 use crate::sys::{async_fd, pidfd, prctl};
 use crate::{Error, Result};
@@ -345,35 +344,26 @@ impl Shared {
     }
 
     /// Waits for the end of a process that may be our child by now.
-    async fn reap(shared: Weak<Self>, id: String, pid: i32, pidfd: Arc<OwnedFd>) {
-        let duplicate = pidfd.as_ref().try_clone();
-        let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) else { return };
-        let _ = ended.readable().await;
-        let Some(shared) = shared.upgrade() else { return };
-        let status = match ending(&pidfd).await {
-            Some(pidfd::Ended::Code(code)) => Some(Status::Code(code)),
-            Some(pidfd::Ended::Signal(signal)) => Some(Status::Signal(signal)),
-            None => None,
-        };
-        let exit = status.map(|status| Exit { status, finished_at: now() });
-        {
-            let mut table = lock(&shared.table);
-            table.watched.remove(&(id.clone(), pid));
-            // By its number: a start brings another descriptor of the same process.
-            let entry = table.entries.get_mut(&id).filter(|entry| entry.pid == pid);
-            let Some((entry, exit)) = entry.zip(exit) else { return };
-            entry.reaped = Some(exit);
-            // The kernel has forgotten it: should we die before a keeper hears of it, this remains.
-            if let Some(output) = &entry.output
-                && let Ok(note) = NotePage::map(output.note.as_fd())
-            {
-                note.set_exit(exit);
+    async fn reap(shared: Weak<Self>, id: String, mut pid: i32, mut pidfd: Arc<OwnedFd>) {
+        let (shared, exit) = loop {
+            let duplicate = pidfd.as_ref().try_clone();
+            let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) else { return };
+            let _ = ended.readable().await;
+            let Some(shared) = shared.upgrade() else { return };
+            let status = match ending(&pidfd).await {
+                Some(pidfd::Ended::Code(code)) => Some(Status::Code(code)),
+                Some(pidfd::Ended::Signal(signal)) => Some(Status::Signal(signal)),
+                None => None,
+            };
+            let reaped = lock(&shared.table).reaped(&id, pid, status);
+            match reaped {
+                Reaped::Exit(exit) => break (shared, exit),
+                Reaped::Helper(made, its_pidfd) => (pid, pidfd) = (made, its_pidfd),
+                Reaped::Nothing => return,
             }
-        }
-        if let Some(exit) = exit {
-            // If the keeper dies before it hears this, the next is given it with the rest.
-            let _ = shared.ask_again(&Request::Reaped { id, exit }, &[]).await;
-        }
+        };
+        // If the keeper dies before it hears this, the next is given it with the rest.
+        let _ = shared.ask_again(&Request::Reaped { id, exit }, &[]).await;
     }
 }
 
@@ -433,7 +423,14 @@ async fn sweep(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
-        let known: HashSet<i32> = lock(&shared.table).entries.values().map(|entry| entry.pid).collect();
+        let known: HashSet<i32> = {
+            let table = lock(&shared.table);
+            table
+                .entries
+                .values()
+                .flat_map(|entry| entry.final_pid().into_iter().chain([entry.pid]))
+                .collect()
+        };
         for pid in children() {
             if !known.contains(&pid) && zombie_session(pid).is_some_and(|sid| Some(sid) != own) {
                 pidfd::reap_pid(pid);

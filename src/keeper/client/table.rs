@@ -1,14 +1,17 @@
 //! The daemon's duplicates of all that the keeper holds.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Exit, Hold, Output, Process, RoleKind, Source, State};
+use super::{Exit, Hold, Output, Process, RoleKind, Source, State, Status, now};
+use crate::keeper::note::NotePage;
 use crate::keeper::plan::Bytes;
 use crate::keeper::protocol::{OutputFds, Phase, Record, SourceFds};
+use crate::keeper::report::Report;
+use crate::sys::pidfd;
 use crate::{Error, Result};
 
 #[derive(Default)]
@@ -60,6 +63,23 @@ impl Entry {
             pidfd: Arc::clone(&self.pidfd),
             exit: self.exit.subscribe(),
         }
+    }
+
+    /// The process that a helper has made in its place, where its keeper may not have told us of it.
+    pub fn final_pid(&self) -> Option<i32> {
+        let report = self.report.as_ref().filter(|_| self.joins)?;
+        Report::map(report.as_fd()).ok()?.final_pid().filter(|made| *made != self.pid)
+    }
+
+    /// Puts that process in the helper's place: its ID and pidfd. Only for its parent, who alone can be
+    /// sure that the number still means the same process.
+    pub fn take_final(&mut self) -> Option<(i32, Arc<OwnedFd>)> {
+        let made = self.final_pid()?;
+        let pid = rustix::process::Pid::from_raw(made)?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+        let pidfd = Arc::new(Some(pidfd).filter(|fd| pidfd::is_child(fd.as_fd()))?);
+        (self.pid, self.pidfd, self.joins) = (made, Arc::clone(&pidfd), false);
+        Some((made, pidfd))
     }
 
     pub fn state(&self) -> State {
@@ -157,7 +177,38 @@ pub fn output_fds(output: &Output, fds: &mut Vec<Arc<OwnedFd>>) -> OutputFds {
     }
 }
 
+/// What a process was whose end was awaited here.
+pub enum Reaped {
+    /// To be told to the keeper.
+    Exit(Exit),
+    /// A helper; the process that it made is our child as well. Its ID and pidfd.
+    Helper(i32, Arc<OwnedFd>),
+    /// Another's child, or one that nobody waits for any more.
+    Nothing,
+}
+
 impl Table {
+    /// A process has ended, and we were its parent if `status` is known.
+    pub fn reaped(&mut self, id: &str, pid: i32, status: Option<Status>) -> Reaped {
+        self.watched.remove(&(id.to_owned(), pid));
+        // Its descriptor may have been replaced by another of the same process.
+        let entry = self.entries.get_mut(id).filter(|entry| entry.pid == pid);
+        let Some((entry, status)) = entry.zip(status) else { return Reaped::Nothing };
+        if let Some((made, pidfd)) = entry.take_final() {
+            let first = self.watched.insert((id.to_owned(), made));
+            return if first { Reaped::Helper(made, pidfd) } else { Reaped::Nothing };
+        }
+        let exit = Exit { status, finished_at: now() };
+        entry.reaped = Some(exit);
+        // The kernel has forgotten it: should we die before a keeper hears of it, this remains.
+        if let Some(output) = &entry.output
+            && let Ok(note) = NotePage::map(output.note.as_fd())
+        {
+            note.set_exit(exit);
+        }
+        Reaped::Exit(exit)
+    }
+
     /// A process has ended and its log is whole.
     pub fn exited(&mut self, id: &str, exit: Exit) {
         if let Some(early) = self.spawning.get_mut(id) {
