@@ -112,7 +112,7 @@ impl Settings {
         }
         let hosts = hosts_toml::find(&self.certs_dirs, &reference.host)?;
         if let Some(hosts) = hosts {
-            return self.from_hosts(reference, hosts);
+            return self.by_hosts_toml(reference, hosts);
         }
         if let Some(rule) = rule {
             let by_digest = matches!(reference.version, Version::Digest(_));
@@ -130,7 +130,7 @@ impl Settings {
         self.registries_conf.as_deref().map_or_else(|| Ok(RegistriesConf::default()), RegistriesConf::read)
     }
 
-    fn from_hosts(&self, reference: &Reference, hosts: hosts_toml::Hosts) -> Result<Vec<Endpoint>> {
+    fn by_hosts_toml(&self, reference: &Reference, hosts: hosts_toml::Hosts) -> Result<Vec<Endpoint>> {
         let own = self.own(reference, hosts.server.tls.clone())?;
         let endpoint = |host: hosts_toml::Host, own: &Endpoint, is_own: bool| {
             let root = host.url.map_or_else(|| own.root.clone(), Root::Known);
