@@ -52,9 +52,12 @@ struct State {
 /// What follows it: a predecessor that did not know of this wrote nothing.
 #[derive(Default, Serialize, Deserialize)]
 struct Unsent {
-    /// By the connections' numbers: packets that their sockets had no room for, with their descriptors.
-    packets: Vec<(u64, Vec<(Bytes, Vec<RawFd>)>)>,
+    /// By the connections' numbers: what their sockets had no room for.
+    packets: Vec<(u64, Vec<UnsentPacket>)>,
 }
+
+/// With its descriptors.
+type UnsentPacket = (Bytes, Vec<RawFd>);
 
 #[derive(Serialize, Deserialize)]
 struct ConnectionState {
