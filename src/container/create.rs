@@ -5,24 +5,21 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use oci_spec::runtime as oci;
 
 use crate::cgroup::Cgroup;
 use crate::container::compile::{self, CgroupMount, Inputs, Pid, Tree};
-use crate::container::devices::{self, Devices};
 use crate::container::exec::Template;
-use crate::container::mounts::{self, Planned, Source};
+use crate::container::ground::{self, Ground};
+use crate::container::mounts::Source;
 use crate::container::oci::NamespacePaths;
-use crate::container::spec::{ContainerSpec, RunAs};
-use crate::container::status::User;
-use crate::container::stdio::{self, Stdio};
+use crate::container::spec::ContainerSpec;
 use crate::container::{
     Container, Phase, Record, attached, end, image_volume, process_env, remove, rlimits, rootfs, signal,
-    user, volumes,
+    volumes,
 };
 use crate::error::{Kind, Step};
 use crate::image::Resolved;
@@ -31,12 +28,15 @@ use crate::node::{Node, record, table};
 use crate::pod::events::EventKind;
 use crate::pod::spec::NamespaceMode;
 use crate::pod::{self, Pod, Shared};
-use crate::security::{apparmor, capabilities, seccomp};
+use crate::security::{capabilities, seccomp};
 use crate::sys::probe;
 use crate::{Error, Result};
 
 /// Preparations at a time: on a disk that hangs they do not take all of the daemon's threads.
 static PREPARATIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(32);
+
+/// How long a failed call waits for what it has made to be gone.
+const UNDO_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns the container's ID. A second call for the same name in the pod joins the first, and one
 /// for a container that was created already gets that one (BEHAVIOUR 3).
@@ -70,7 +70,7 @@ async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> 
     };
     let name = spec.name.name.clone();
     let id = table::new_id()?;
-    let mut making = Making { node, pod, shared, id: &id, cgroup: None };
+    let making = Making { node, pod, shared, id: &id, cgroup: OnceLock::new() };
     let made = tokio::select! {
         made = making.run(spec) => made,
         // A stop does not wait for what hangs here.
@@ -87,12 +87,22 @@ async fn find_or_make(node: &Arc<Node>, pod: &Arc<Pod>, spec: ContainerSpec) -> 
             Ok(id)
         }
         Err(error) => {
-            if let Err(undo) = remove::discard(node, &id, making.cgroup.as_ref()).await {
-                tracing::warn!(container = id, error = %undo, "a failed container left something behind");
-            }
+            undo(node, &id, making.cgroup.into_inner()).await;
             Err(error.during(format!("creating container {name}")))
         }
     }
+}
+
+/// Frees what a failed creation has made. On a disk that hangs this goes on without the call, and so
+/// without holding up the pod's stop.
+async fn undo(node: &Arc<Node>, id: &str, cgroup: Option<Cgroup>) {
+    let (node, id) = (Arc::clone(node), id.to_owned());
+    let undone = tokio::spawn(async move {
+        if let Err(error) = remove::discard(&node, &id, cgroup.as_ref()).await {
+            tracing::warn!(container = id, %error, "a failed container left something behind");
+        }
+    });
+    let _ = tokio::time::timeout(UNDO_LIMIT, undone).await;
 }
 
 /// What the container may ask of the node is bounded by what its pod was made with, whatever the
@@ -133,30 +143,11 @@ struct Making<'a> {
     shared: Shared,
     id: &'a str,
     /// Once there is one, for the way back.
-    cgroup: Option<Cgroup>,
-}
-
-/// What was found out and opened on the file system.
-struct Ground {
-    spec: Arc<ContainerSpec>,
-    image: Resolved,
-    /// Of the image volumes, in order.
-    volumes: Vec<Resolved>,
-    root: OwnedFd,
-    user: User,
-    argv: Vec<String>,
-    env: Vec<Vec<u8>>,
-    cwd: String,
-    devices: Devices,
-    mounts: Vec<Planned>,
-    stdio: Stdio,
-    log_path: PathBuf,
-    /// The AppArmor profile, loaded.
-    apparmor: Option<String>,
+    cgroup: OnceLock<Cgroup>,
 }
 
 impl Making<'_> {
-    async fn run(&mut self, spec: ContainerSpec) -> Result<Container> {
+    async fn run(&self, spec: ContainerSpec) -> Result<Container> {
         let node = self.node;
         let image = node.images.hold(&image_volume::image_id(node, &spec.image.image)?, self.id)?;
         let volumes = image_volume::hold(node, self.id, &spec)?;
@@ -164,7 +155,6 @@ impl Making<'_> {
         // Neither needs the other, and each takes about a millisecond of the kernel's time.
         let (made, ground) = tokio::join!(self.make_cgroup(&spec), self.prepare(Arc::clone(&spec), image));
         let (cgroup, warnings) = made?;
-        self.cgroup = Some(cgroup.clone());
         let mut ground = ground?;
         ground.volumes = volumes;
         let trees = self.open_trees(&mut ground).await?;
@@ -172,11 +162,24 @@ impl Making<'_> {
         self.finish(ground, trees, cgroup, warnings).await
     }
 
+    /// Where nobody waits for it any more it goes again.
     async fn make_cgroup(&self, spec: &ContainerSpec) -> Result<(Cgroup, Vec<String>)> {
         let pod = self.pod.record();
-        let parent = pod.cgroup.as_ref().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
-        let made = self.node.cgroups.create_container(parent, self.id, &spec.resources).await;
-        made.step(|| "making the cgroup")
+        let parent = pod.cgroup.clone().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
+        let (node, id, resources) = (Arc::clone(self.node), self.id.to_owned(), spec.resources.clone());
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let made = node.cgroups.create_container(&parent, &id, &resources).await;
+            if let Err(Ok((cgroup, _))) = answer.send(made)
+                && let Err(error) = node.cgroups.remove(&cgroup).await
+            {
+                tracing::warn!(container = id, %error, "a cgroup that came too late stays");
+            }
+        });
+        let made = answered.await.map_err(|_| Error::internal("making the cgroup was interrupted"))?;
+        let (cgroup, warnings) = made.step(|| "making the cgroup")?;
+        let _ = self.cgroup.set(cgroup.clone());
+        Ok((cgroup, warnings))
     }
 
     /// The part that touches the store and the state directory, on a blocking thread. Where nobody
@@ -194,7 +197,8 @@ impl Making<'_> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let (maker, name) = (Arc::clone(&node), id.clone());
-            let made = tokio::task::spawn_blocking(move || ground(&maker, &pod, &name, spec, image)).await;
+            let made =
+                tokio::task::spawn_blocking(move || ground::prepare(&maker, &pod, &name, spec, image)).await;
             drop(room);
             let made = made.unwrap_or_else(|e| Err(Error::internal(format!("preparing the container: {e}"))));
             if answer.send(made).is_err()
@@ -431,95 +435,6 @@ impl Making<'_> {
             }
         }
     }
-}
-
-fn ground(
-    node: &Node,
-    pod: &pod::Record,
-    id: &str,
-    spec: Arc<ContainerSpec>,
-    image: Resolved,
-) -> Result<Ground> {
-    let directory = node.layout.container(id);
-    let state = node.layout.container_state(id);
-    for path in [&directory, &state] {
-        std::fs::create_dir_all(path).step(|| format!("making directory {}", path.display()))?;
-    }
-    let root = rootfs::mount(&image.layers, &directory)?;
-    let config = image.config.config().clone().unwrap_or_default();
-    let found = find_user(&spec, config.user().as_deref().unwrap_or_default(), &root)?;
-    let argv = process_env::argv(
-        &spec.command,
-        &spec.args,
-        config.entrypoint().as_deref().unwrap_or_default(),
-        config.cmd().as_deref().unwrap_or_default(),
-    )?;
-    let env = process_env::environment(&process_env::EnvWish {
-        image: config.env().as_deref().unwrap_or_default(),
-        request: &spec.envs,
-        hostname: &pod::namespaces::hostname(&pod.spec),
-        home: found.home.as_deref(),
-        tty: spec.tty,
-    });
-    process_env::check_environment(&env)?;
-    let cwd = [spec.working_dir.as_str(), config.working_dir().as_deref().unwrap_or_default(), "/"];
-    let cwd = cwd.into_iter().find(|c| !c.is_empty()).unwrap_or("/").to_owned();
-    let log_path = log_path(&pod.spec.log_directory, &spec.log_path);
-    let stdio = stdio::open(&stdio::Wish {
-        directory: &state,
-        log: (!log_path.as_os_str().is_empty()).then_some(log_path.as_path()),
-        stdin: spec.stdin,
-        tty: spec.tty,
-        uid: found.uid,
-        gid: found.gid,
-    })?;
-    let modes = &spec.security.namespaces;
-    let mounts = mounts::plan(&mounts::Wish {
-        mounts: &spec.mounts,
-        privileged: spec.security.privileged,
-        host_ipc: modes.ipc == NamespaceMode::Node,
-        own_ipc: modes.ipc == NamespaceMode::Container,
-        pod_files: &node.layout.pod_state(&pod.id),
-        readonly_rootfs: spec.security.readonly_rootfs,
-    })?;
-    let devices = devices::resolve(&spec.devices, spec.security.privileged)?;
-    let user = User { uid: found.uid, gid: found.gid, groups: found.groups };
-    let apparmor = apparmor::resolve(&spec.security.apparmor).step(|| "finding the apparmor_profile")?;
-    Ok(Ground {
-        spec,
-        image,
-        volumes: Vec::new(),
-        root,
-        user,
-        argv,
-        env,
-        cwd,
-        devices,
-        mounts,
-        stdio,
-        log_path,
-        apparmor,
-    })
-}
-
-fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<user::Resolved> {
-    let security = &spec.security;
-    if security.run_as_group.is_some() && security.run_as == RunAs::Image {
-        return Err(Error::invalid("run_as_group is given without a user"));
-    }
-    user::resolve(&user::Wish {
-        run_as: &security.run_as,
-        run_as_group: security.run_as_group,
-        supplemental_groups: &security.supplemental_groups,
-        policy: security.supplemental_groups_policy,
-        image_user,
-        root: root.as_fd(),
-    })
-    .step(|| "finding the user")
-}
-
-fn log_path(directory: &str, path: &str) -> PathBuf {
-    if directory.is_empty() || path.is_empty() { PathBuf::new() } else { Path::new(directory).join(path) }
 }
 
 /// The request's, else the image's, else SIGTERM; by the CRI's name (BEHAVIOUR 11).

@@ -16,6 +16,7 @@ pub mod end;
 pub mod exec;
 pub mod exec_session;
 pub mod exposure;
+mod ground;
 pub mod image_volume;
 pub mod list;
 pub mod metrics;

@@ -1,9 +1,11 @@
 //! ContainerStats.
 
 use std::collections::BTreeMap;
+use std::fs::{DirEntry, ReadDir};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cgroup::Stats;
 use crate::container::status::{self, ContainerStatus};
@@ -134,16 +136,31 @@ fn layer_usage(container: &Arc<Container>, upper: PathBuf, now: i64) -> Usage {
     if walk.go_on(WALK_LIMIT) {
         return container.readings().layer.measured(walk.usage);
     }
-    let owner = Arc::clone(container);
+    // At least so much, until the first walk is over.
+    let so_far = walk.usage;
+    let walking = !WALKER.swap(true, Ordering::AcqRel) && walk_on(container, walk);
+    let mut readings = container.readings();
+    let layer = &mut readings.layer;
+    // Where another layer is walked the next call tries again.
+    layer.walking &= walking;
+    if layer.measured_at == 0 { so_far } else { layer.usage }
+}
+
+/// One layer at a time: a node has one disk, and others to serve.
+static WALKER: AtomicBool = AtomicBool::new(false);
+
+fn walk_on(container: &Arc<Container>, mut walk: Walk) -> bool {
+    let container = Arc::clone(container);
     let rest = move || {
         walk.go_on(usize::MAX);
-        owner.readings().layer.measured(walk.usage);
+        WALKER.store(false, Ordering::Release);
+        container.readings().layer.measured(walk.usage);
     };
     let spawned = std::thread::Builder::new().name("layer-size".into()).spawn(rest);
-    let mut readings = container.readings();
-    // Without a thread the next call tries again.
-    readings.layer.walking &= spawned.is_ok();
-    readings.layer.usage
+    if spawned.is_err() {
+        WALKER.store(false, Ordering::Release);
+    }
+    spawned.is_ok()
 }
 
 impl Layer {
@@ -158,34 +175,38 @@ impl Layer {
 struct Walk {
     usage: Usage,
     left: Vec<PathBuf>,
+    /// The directory that is half read.
+    reading: Option<ReadDir>,
 }
 
 impl Walk {
     fn new(directory: PathBuf) -> Self {
-        Self { usage: Usage::default(), left: vec![directory] }
+        Self { usage: Usage::default(), left: vec![directory], reading: None }
     }
 
-    /// Counts directory by directory until `limit` entries were seen. True: that was all.
+    /// Counts `limit` entries. True: that was all.
     fn go_on(&mut self, limit: usize) -> bool {
-        let mut seen = 0;
-        while let Some(directory) = self.left.pop() {
-            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-            self.usage.inodes += 1;
-            for entry in entries.flatten() {
-                let Ok(meta) = entry.metadata() else { continue };
-                seen += 1;
-                self.usage.bytes += meta.blocks() * 512;
-                if meta.is_dir() {
-                    self.left.push(entry.path());
-                } else {
-                    self.usage.inodes += 1;
-                }
-            }
-            if seen >= limit && !self.left.is_empty() {
-                return false;
+        for _ in 0..limit {
+            let Some(entry) = self.next() else { return true };
+            let Ok(meta) = entry.metadata() else { continue };
+            self.usage.bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                self.left.push(entry.path());
+            } else {
+                self.usage.inodes += 1;
             }
         }
-        true
+        false
+    }
+
+    fn next(&mut self) -> Option<DirEntry> {
+        loop {
+            if let Some(entry) = self.reading.as_mut().and_then(|reading| reading.flatten().next()) {
+                return Some(entry);
+            }
+            self.reading = std::fs::read_dir(self.left.pop()?).ok();
+            self.usage.inodes += u64::from(self.reading.is_some());
+        }
     }
 }
 

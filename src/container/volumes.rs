@@ -63,8 +63,9 @@ fn open_cached(mount: &Mount) -> Result<Option<Volume>> {
 pub fn open(mount: &Mount) -> Result<Volume> {
     let step = || format!("mounting {}", label(mount));
     let look = || {
-        let path = rustix::fs::open(&mount.host_path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        // Where an automount or a dead server is, here is where it shows.
+        // Unlike open(2) with O_PATH this has an automount at the path mount what belongs there.
+        let path = open_tree(CWD, &mount.host_path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        // Where a dead server is, here is where it shows.
         statx(&path, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
         Ok(path)
     };

@@ -29,13 +29,15 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
 /// Adds the next state to the record at `path`, which is made if it is missing: for what changes
 /// several times in its life.
 pub fn append<T: Serialize>(path: &Path, record: &T) -> Result<()> {
-    let text = encode(path, record)?;
+    let mut text = encode(path, record)?;
     let step = || format!("writing record {}", path.display());
     let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path).step(step)?;
     if file.metadata().step(step)?.len() > LONGEST {
         return replace(path, &text);
     }
-    // One write: a line is there whole, or nothing of it, but for a full disk or a power cut.
+    // One write: a line is there whole, or nothing of it, but for a full disk or a power cut; so it
+    // begins with the end of whatever such a line there may be.
+    text.insert(0, b'\n');
     file.write_all(&text).step(step)
 }
 
@@ -105,6 +107,8 @@ mod tests {
         torn.extend_from_slice(b"\"thi");
         fs::write(&path, &torn).unwrap();
         assert_eq!(read::<String>(&path).unwrap().as_deref(), Some("second"));
+        append(&path, &"third").unwrap();
+        assert_eq!(read::<String>(&path).unwrap().as_deref(), Some("third"), "behind a torn line");
         append(&path, &"x".repeat(LONGEST as usize)).unwrap();
         append(&path, &"last").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"\"last\"\n", "a long one starts anew");

@@ -4,8 +4,9 @@
 //! at its next execve (apparmor(7), `/proc/self/attr/apparmor/exec`), which the child does.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::container::spec::AppArmor;
 use crate::error::Step;
@@ -13,6 +14,11 @@ use crate::{Error, Result};
 
 /// The name of our profile.
 pub const DEFAULT: &str = "podwright-default";
+
+const PARSER: &str = "apparmor_parser";
+
+/// How long it may take; a moment, but on an emulated processor.
+const PARSER_LIMIT: Duration = Duration::from_secs(30);
 
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 
@@ -49,13 +55,9 @@ pub fn resolve(wish: &AppArmor) -> Result<Option<String>> {
     match wish {
         AppArmor::Unconfined => Ok(None),
         AppArmor::RuntimeDefault => load_default().map(|()| Some(DEFAULT.to_owned())),
-        AppArmor::Preferred => match load_default() {
-            Ok(()) => Ok(Some(DEFAULT.to_owned())),
-            Err(error) => {
-                tracing::debug!(%error, "a container that asked for no profile runs without one");
-                Ok(None)
-            }
-        },
+        // As with the peers: only a node without the parser runs what asks for nothing without one.
+        AppArmor::Preferred if !has_parser() && !is_loaded(DEFAULT)? => Ok(None),
+        AppArmor::Preferred => load_default().map(|()| Some(DEFAULT.to_owned())),
         AppArmor::Localhost(name) if is_loaded(name)? => Ok(Some(name.clone())),
         AppArmor::Localhost(name) => {
             Err(Error::invalid(format!("AppArmor profile {name:?} is not loaded on this node")))
@@ -69,6 +71,11 @@ fn is_loaded(name: &str) -> Result<bool> {
     Ok(list.lines().filter_map(|line| line.rsplit_once(" (")).any(|(loaded, _)| loaded == name))
 }
 
+fn has_parser() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(PARSER).is_file())
+}
+
 fn load_default() -> Result<()> {
     static LOADING: Mutex<()> = Mutex::new(());
     // Nothing is kept under the lock that a panic could leave half done.
@@ -79,21 +86,37 @@ fn load_default() -> Result<()> {
     let failed = |cause: String| {
         Error::precondition(format!("loading the AppArmor profile {DEFAULT} by apparmor_parser: {cause}"))
     };
-    let mut child = Command::new("apparmor_parser")
+    let mut child = Command::new(PARSER)
         .args(["--replace", "--skip-cache", "--quiet"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(e.to_string()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(TEXT.as_bytes()).map_err(|e| failed(e.to_string()))?;
+    let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(TEXT.as_bytes()));
+    let ended = ended(&mut child).map_err(|e| failed(e.to_string()))?;
+    if !ended {
+        return Err(failed(format!("it did not end within {} s", PARSER_LIMIT.as_secs())));
     }
     let output = child.wait_with_output().map_err(|e| failed(e.to_string()))?;
     match output.status.success() {
-        true => Ok(()),
+        true => fed.map_err(|e| failed(e.to_string())),
         false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
     }
+}
+
+/// Waits for its end as long as the limit allows, and then ends it. False: it had to.
+fn ended(child: &mut Child) -> std::io::Result<bool> {
+    let until = Instant::now() + PARSER_LIMIT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= until {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

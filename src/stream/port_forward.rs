@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::chunk::{CONTENT, Chunk};
 use super::spdy::header::Headers;
@@ -34,6 +34,9 @@ pub const PROTOCOL: &str = "portforward.k8s.io";
 
 /// Of one session: two for each connection.
 const MAX_STREAMS: usize = 1000;
+/// Connections of one session at a time. What the client resets is no stream of the session any
+/// more, but is a connection until it is closed.
+const MAX_CONNECTIONS: usize = MAX_STREAMS / 2;
 /// How long the second stream of a pair may take.
 const PAIR_LIMIT: Duration = Duration::from_secs(30);
 
@@ -62,6 +65,7 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
     let (sender, mut streams) = mpsc::channel(16);
     tokio::spawn(session::serve(Arc::clone(wire), source, Box::new(accept), sender));
     let mut waiting: HashMap<String, (Stream, Instant)> = HashMap::new();
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = match waiting.values().map(|(_, since)| *since + PAIR_LIMIT).min() {
             None => Ok(streams.recv().await),
@@ -74,7 +78,13 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
         let Some(stream) = next else { return };
         let key = pair_key(&stream);
         let Some((other, _)) = waiting.remove(&key) else {
-            waiting.insert(key, (stream, Instant::now()));
+            if waiting.len() >= MAX_CONNECTIONS {
+                waiting.retain(|_, (stream, _)| !stream.is_reset());
+            }
+            // One too many is dropped, and so reset.
+            if waiting.len() < MAX_STREAMS {
+                waiting.insert(key, (stream, Instant::now()));
+            }
             continue;
         };
         let (data, error) = if is_data(&other.headers) { (other, stream) } else { (stream, other) };
@@ -83,9 +93,12 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
             continue;
         }
         let (node, pod_id, wire) = (Arc::clone(node), ticket.pod_id.clone(), Arc::clone(wire));
+        let permit = Arc::clone(&connections).try_acquire_owned();
         tokio::spawn(async move {
+            let Ok(_permit) = permit else { return refuse(&error, "too many connections").await };
             tokio::select! {
                 () = forward(&node, &pod_id, &data, &error) => {}
+                () = data.reset() => {}
                 () = wire.gone() => {}
             }
             drop((data, error));
@@ -129,10 +142,14 @@ async fn refuse_unpaired(waiting: &mut HashMap<String, (Stream, Instant)>) {
         .collect();
     for (stream, _) in late.iter().filter_map(|key| waiting.remove(key)) {
         if !is_data(&stream.headers) {
-            let _ = stream.write(Chunk::copied(b"timed out waiting for the data stream")).await;
-            let _ = stream.finish().await;
+            refuse(&stream, "timed out waiting for the data stream").await;
         }
     }
+}
+
+async fn refuse(error: &Stream, why: &str) {
+    let _ = error.write(Chunk::copied(why.as_bytes())).await;
+    let _ = error.finish().await;
 }
 
 /// One connection; what goes wrong is told on its error stream and is the end of it alone.
@@ -141,15 +158,18 @@ async fn forward(node: &Arc<Node>, pod_id: &str, data: &Stream, error: &Stream) 
     match connect(node, pod_id, port).await {
         Ok(tcp) => {
             let _ = tcp.set_nodelay(true);
-            tokio::join!(to_pod(data, &tcp), to_client(&tcp, data));
+            // Clients wait for the error stream's end before they close their half.
+            let back = async {
+                to_client(&tcp, data).await;
+                let _ = error.finish().await;
+            };
+            tokio::join!(to_pod(data, &tcp), back);
         }
         Err(e) => {
-            let text = format!("error forwarding port {port} to pod {pod_id}: {e}");
-            let _ = error.write(Chunk::copied(text.as_bytes())).await;
+            let _ = data.finish().await;
+            refuse(error, &format!("error forwarding port {port} to pod {pod_id}: {e}")).await;
         }
     }
-    let _ = data.finish().await;
-    let _ = error.finish().await;
 }
 
 async fn connect(node: &Arc<Node>, pod_id: &str, port: u16) -> Result<TcpStream> {

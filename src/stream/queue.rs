@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 const LIMIT: usize = 64 << 10;
 
 /// A chunk below this is copied: it may be a small part of a large buffer, which it would hold.
-const COPIED: usize = 2 << 10;
+const COPIED: usize = 16 << 10;
 
 #[derive(Default)]
 pub struct Queue {

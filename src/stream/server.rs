@@ -39,6 +39,8 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 const UPGRADE_LIMIT: Duration = Duration::from_secs(30);
 /// Connections that the kernel keeps for us.
 const BACKLOG: u32 = 1024;
+/// Of silence before a client is asked whether it is still there, and between two questions.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub struct Server {
@@ -63,6 +65,9 @@ impl Server {
         let tls = Tls::open(config, local)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}", advertised(&config.advertise, local));
+        if tls.is_none() && !local.ip().is_loopback() {
+            tracing::warn!(%local, "exec and attach are served to other hosts without TLS: see streaming.tls");
+        }
         tracing::info!(url = base, "serving exec, attach and port-forward");
         let server = Arc::new(Self {
             tokens: Tokens::default(),
@@ -150,9 +155,19 @@ async fn accept(server: Arc<Server>, listener: TcpListener) {
     }
 }
 
+/// A client that lost its power says nothing: it is asked, as by Go's servers. Whoever cannot be
+/// asked is let go when the session is idle for too long.
+fn keep_alive(tcp: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_keepalive(tcp, true);
+    let _ = sockopt::set_tcp_keepidle(tcp, KEEP_ALIVE);
+    let _ = sockopt::set_tcp_keepintvl(tcp, KEEP_ALIVE);
+}
+
 /// Up to the upgrade, or the refusal.
 async fn serve(server: Arc<Server>, tcp: TcpStream) -> Result<(), String> {
     let _ = tcp.set_nodelay(true);
+    keep_alive(&tcp);
     let io = match &server.tls {
         None => Io::Plain(tcp),
         Some(tls) => {

@@ -27,6 +27,9 @@ const READ_LAST: usize = 128 << 10;
 /// How often a client whose bytes nobody takes is asked whether it is still there.
 const HANG_UP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the last bytes of a TLS connection may take.
+const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(5);
+
 pub type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
 pub type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
 
@@ -151,9 +154,7 @@ impl Wire {
                 }
                 writer.flush().await
             };
-            if written.await.is_err() {
-                return self.fail();
-            }
+            self.unless_gone(written).await?;
             self.touch();
         }
         // What was put there while nobody could get hold of the writer.
@@ -199,11 +200,23 @@ impl Wire {
                 writer.write_all(&control).await?;
                 writer.flush().await
             };
-            if written.await.is_err() {
-                return self.fail();
-            }
+            self.unless_gone(written).await?;
         }
         Ok(())
+    }
+
+    /// A client that does not read holds a write for ever: [`Self::go`] ends it.
+    async fn unless_gone(&self, write: impl Future<Output = io::Result<()>>) -> Result<(), Gone> {
+        tokio::select! {
+            biased;
+            written = write => written.or_else(|_| self.fail()),
+            () = self.gone() => Err(Gone),
+        }
+    }
+
+    /// Whether there is room for frames that can as well be put later.
+    pub fn is_behind(&self) -> bool {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).len() > MAX_CONTROL / 4
     }
 
     fn take_control(&self) -> Vec<u8> {
@@ -213,7 +226,8 @@ impl Wire {
     /// Says to the client that nothing more comes.
     pub async fn shut_down(&self) {
         let _ = self.flush_control().await;
-        let _ = self.writer.lock().await.shutdown().await;
+        let shut = async { self.writer.lock().await.shutdown().await };
+        let _ = tokio::time::timeout(SHUT_DOWN_LIMIT, shut).await;
     }
 
     /// Something came.

@@ -64,7 +64,10 @@ pub async fn open(mounts: Vec<Mount>, limit: Duration) -> Result<Vec<Volume>> {
     let room = room.map_err(|e| Error::internal(e.to_string()))?;
     let mut opener = Opener::start(mounts, room)?;
     match tokio::time::timeout_at(deadline, opener.volumes()).await {
-        Ok(volumes) => volumes,
+        Ok(volumes) => {
+            opener.answered = true;
+            volumes
+        }
         Err(_) => Err(Error::new(
             Kind::DeadlineExceeded,
             format!("mounting {}: it did not answer within {} s", opener.at(), limit.as_secs()),
@@ -77,6 +80,8 @@ struct Opener {
     mounts: Vec<Mount>,
     socket: AsyncFd<OwnedFd>,
     opened: Vec<Volume>,
+    /// All was opened, or something failed: it does not hang.
+    answered: bool,
     /// Until it is dropped.
     process: Option<(Child, SemaphorePermit<'static>)>,
 }
@@ -100,7 +105,7 @@ impl Opener {
         outbox.push(request);
         outbox.flush(ours.as_fd()).step(step)?;
         let socket = async_fd::watch(ours, Interest::READABLE).step(step)?;
-        Ok(Self { mounts, socket, opened: Vec::new(), process: Some((child, room)) })
+        Ok(Self { mounts, socket, opened: Vec::new(), answered: false, process: Some((child, room)) })
     }
 
     /// What it works on.
@@ -143,20 +148,28 @@ impl Drop for Opener {
     fn drop(&mut self) {
         let Some((mut child, room)) = self.process.take() else { return };
         let _ = child.start_kill();
-        let path = self.mounts.get(self.opened.len()).map(|mount| mount.host_path.clone());
-        let path = path.unwrap_or_default();
-        *hanging().entry(path.clone()).or_default() += 1;
+        let path = self.mounts.get(self.opened.len()).filter(|_| !self.answered);
+        let path = path.map(|mount| mount.host_path.clone());
+        if let Some(path) = &path {
+            *hanging().entry(path.clone()).or_default() += 1;
+        }
         tokio::spawn(async move {
             let _ = child.wait().await;
-            let mut hanging = hanging();
-            if let Some(count) = hanging.get_mut(&path) {
-                *count -= 1;
-                if *count == 0 {
-                    hanging.remove(&path);
-                }
+            if let Some(path) = path {
+                end_of_hang(&path);
             }
             drop(room);
         });
+    }
+}
+
+fn end_of_hang(path: &str) {
+    let mut hanging = hanging();
+    if let Some(count) = hanging.get_mut(path) {
+        *count -= 1;
+        if *count == 0 {
+            hanging.remove(path);
+        }
     }
 }
 

@@ -106,7 +106,9 @@ impl FdStore {
             return Err(Error::internal("a descriptor does not fit its message"));
         }
         let bytes = [std::io::IoSlice::new(state.as_bytes())];
-        rustix::net::sendmsg_addr(&socket, address, &bytes, &mut control, SendFlags::NOSIGNAL).step(step)?;
+        // A manager that is busy for long is not waited for: pods go before its store.
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        rustix::net::sendmsg_addr(&socket, address, &bytes, &mut control, flags).step(step)?;
         Ok(())
     }
 

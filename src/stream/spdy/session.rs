@@ -351,8 +351,10 @@ impl Stream {
     /// What the client sends. None: it has finished, or the stream is over.
     pub async fn read(&self) -> Option<Bytes> {
         let chunk = self.open.inbound.pop().await?;
-        let of_stream = lock(&self.open.state).receive.consumed(chunk.len());
-        let of_session = lock(&self.shared.state).receive.consumed(chunk.len());
+        // A client that does not read what other streams send it gets its updates in one, later.
+        let later = self.shared.wire.is_behind();
+        let of_stream = lock(&self.open.state).receive.consumed(chunk.len(), later);
+        let of_session = lock(&self.shared.state).receive.consumed(chunk.len(), later);
         for (id, delta) in [(self.id, of_stream), (0, of_session)] {
             if let Some(delta) = delta {
                 self.shared.put(&frame::window_update(id, delta));
@@ -395,6 +397,17 @@ impl Stream {
     /// Whether the client has reset it, or left.
     pub fn is_reset(&self) -> bool {
         lock(&self.open.state).reset
+    }
+
+    /// Waits until the client resets it, or leaves.
+    pub async fn reset(&self) {
+        loop {
+            let changed = self.shared.granted.notified();
+            if self.is_reset() || self.shared.wire.is_gone() {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 

@@ -74,11 +74,12 @@ impl Receive {
         self.ignored |= self.received > self.granted;
     }
 
-    /// The delta to tell the peer of, once half of its window is used up.
-    pub fn consumed(&mut self, bytes: usize) -> Option<u32> {
+    /// The delta to tell the peer of, once half of its window is used up; with `later` it waits for
+    /// the next call.
+    pub fn consumed(&mut self, bytes: usize, later: bool) -> Option<u32> {
         self.consumed += bytes as i64;
         let delta = self.consumed + INITIAL - self.granted;
-        if self.ignored || delta < INITIAL / 2 {
+        if self.ignored || later || delta < INITIAL / 2 {
             return None;
         }
         self.granted += delta;
@@ -118,10 +119,10 @@ mod tests {
     fn who_sends_more_than_it_may_is_told_no_more() {
         let mut window = Receive::new();
         window.received(40_000);
-        assert_eq!(window.consumed(20_000), None);
-        assert_eq!(window.consumed(20_000), Some(40_000));
+        assert_eq!(window.consumed(20_000, false), None);
+        assert_eq!(window.consumed(20_000, false), Some(40_000));
         window.received(66_000);
-        assert_eq!(window.consumed(66_000), None);
+        assert_eq!(window.consumed(66_000, false), None);
     }
 
     proptest! {
@@ -149,7 +150,7 @@ mod tests {
                 let sent = (read as i64).min(room);
                 window.received(sent as usize);
                 room -= sent;
-                room += i64::from(window.consumed(sent as usize).unwrap_or(0));
+                room += i64::from(window.consumed(sent as usize, false).unwrap_or(0));
                 prop_assert!(room >= INITIAL / 2);
             }
         }
