@@ -104,7 +104,9 @@ async fn measure(
     let mut times = Vec::new();
     for _ in 0..options.rounds {
         remove(images, &name).await?;
-        options.pid.map(reset_peak);
+        if let Some(pid) = options.pid {
+            reset_peak(pid);
+        }
         let started = Instant::now();
         pull(images, &name).await?;
         times.push(started.elapsed());

@@ -183,7 +183,7 @@ async fn a_pull_through_mirror_is_asked_first() {
     let images = open_with(root.path(), settings.clone()).await;
     images.pull(&name, Auth::default()).await.unwrap();
     let image = images.status(&name).unwrap().unwrap().image;
-    assert_eq!(image.repo_tags, [name.clone()], "the image has its own registry's name");
+    assert_eq!(image.repo_tags, std::slice::from_ref(&name), "the image has its own registry's name");
     let cached = mirror.directory.path().join("storage/docker/registry/v2/repositories/a/b");
     assert!(cached.exists(), "the mirror was asked");
     // Without the mirror it comes from the registry itself.

@@ -132,7 +132,7 @@ mod tests {
     fn remaining_time_follows_from_what_moves() {
         let layers = vec![layer(1000, 0, true), layer(4000, 1000, false)];
         let pull = Pull { reference: "a.b/c:d".into(), milliseconds: 1000, layers };
-        let text = table(&[pull.clone()]);
+        let text = table(std::slice::from_ref(&pull));
         assert!(text.contains("2.0 kB") && text.contains("1.0 kB/s") && text.contains("3 s"), "{text}");
         let waiting = Pull { layers: Vec::new(), ..pull };
         assert!(table(&[waiting]).contains("unknown"));

@@ -36,7 +36,9 @@ fn user_namespace_of(mode: wire::NamespaceMode) -> Option<wire::NamespaceOption>
 #[test]
 fn behaviour_38_neutral_values_pass_on_every_host() {
     for host in [PLAIN, CONFINING] {
-        assert_eq!(container("sc", None, &host).unwrap(), Security::default());
+        // Nothing asked for is the node's default.
+        let apparmor = if host.apparmor { AppArmor::Preferred } else { AppArmor::Unconfined };
+        assert_eq!(container("sc", None, &host).unwrap(), Security { apparmor, ..Security::default() });
         assert_eq!(pod("sc", None, &host).unwrap(), PodSecurity::default());
         let neutral = decode_on(&host, |c| {
             c.namespace_options = user_namespace_of(wire::NamespaceMode::Node);

@@ -139,7 +139,7 @@ async fn a_registry_that_asks_for_patience_gets_it() {
     let root = tempfile::tempdir().unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let registry = Fake::start(move |request, _| {
-        let busy = request.path != "/v2/" && asked.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+        let busy = request.path != "/v2/" && asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
         busy.then(|| Reply::new(429, "").header("Retry-After", "0"))
     })
     .await;
