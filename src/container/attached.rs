@@ -185,10 +185,21 @@ mod tests {
         if !is_root() {
             return;
         }
-        let own = std::process::id().cast_signed();
-        let mount = procfs(own, "/proc").unwrap();
-        assert!(rustix::fs::statat(&mount, own.to_string(), rustix::fs::AtFlags::empty()).is_ok());
-        let error = procfs(own, "/tmp").unwrap_err();
+        // Of a namespace whose PID 1 has no more rights than we: the host's may have.
+        let mut child = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", "echo; exec sleep 1000"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let first: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        let mount = procfs(first, "/proc");
+        let error = procfs(first, "/tmp");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(rustix::fs::statat(&mount.unwrap(), "1", rustix::fs::AtFlags::empty()).is_ok());
+        let error = error.unwrap_err();
         assert!(error.message.contains("no procfs"), "{error}");
     }
 }

@@ -306,11 +306,13 @@ func archives(s server, t transport) error {
 }
 
 func background(s server, t transport) error {
-	var out bytes.Buffer
+	// Two: the client copies to both at once.
+	var out, diagnostics bytes.Buffer
 	begun := time.Now()
-	err := t.run(s, sh("sleep 300 & echo on"), remotecommand.StreamOptions{Stdout: &out, Stderr: &out})
-	if err != nil || out.String() != "on\n" {
-		return fmt.Errorf("%v, %q", err, out.String())
+	options := remotecommand.StreamOptions{Stdout: &out, Stderr: &diagnostics}
+	err := t.run(s, sh("sleep 300 & echo on"), options)
+	if err != nil || out.String() != "on\n" || diagnostics.Len() > 0 {
+		return fmt.Errorf("%v, %q, %q", err, out.String(), diagnostics.String())
 	}
 	if time.Since(begun) > time.Minute {
 		return errors.New("the session waited for a background child")
