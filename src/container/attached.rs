@@ -198,7 +198,7 @@ mod tests {
         let error = procfs(first, "/tmp");
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(rustix::fs::statat(&mount.unwrap(), "1", rustix::fs::AtFlags::empty()).is_ok());
+        assert!(rustix::fs::statat(mount.unwrap(), "1", rustix::fs::AtFlags::empty()).is_ok());
         let error = error.unwrap_err();
         assert!(error.message.contains("no procfs"), "{error}");
     }
