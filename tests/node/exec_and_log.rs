@@ -7,6 +7,19 @@ use tonic::Code;
 
 use crate::harness::{Daemon, pod, read_log, script, text};
 
+/// 16, 41: however soon it ends, and however.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_16_a_program_that_kills_itself_has_run() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("suicide")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    for _ in 0..100 {
+        let answer = daemon.exec(&id, &["sh", "-c", "kill -9 $$"]).await.unwrap();
+        assert_eq!(answer.exit_code, 137);
+    }
+    daemon.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn behaviour_15_a_timeout_ends_the_whole_tree() {
     let daemon = Daemon::start().await;

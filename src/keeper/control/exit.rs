@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::process::Process;
@@ -25,13 +26,34 @@ const FORGET_LIMIT: Duration = Duration::from_secs(2);
 /// Whether a process was executed and ended before its helper had closed the channel. A child of ours
 /// says why before it exits without a program, so a code without a word is a program's.
 fn ran_unseen(process: &Process, exit: Exit) -> bool {
-    let starting = matches!(process.phase, Phase::Released | Phase::Preparing { parks: false });
     let failed = process.report.as_ref().is_some_and(|(_, report)| report.failure().is_some());
     let final_process = !process.joins || process.helper.is_some();
-    starting && !failed && final_process && matches!(exit.status, Status::Code(_))
+    is_starting(process) && !failed && final_process && matches!(exit.status, Status::Code(_))
+}
+
+fn is_starting(process: &Process) -> bool {
+    matches!(process.phase, Phase::Released | Phase::Preparing { parks: false })
 }
 
 impl Control {
+    /// Whether a child that is not reaped yet, so that its number is its own, has executed a program
+    /// since its clone (proc_pid_stat(5), the flags).
+    fn has_executed(&self, pid: i32) -> bool {
+        /// PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+        const NOT_EXECUTED: u64 = 0x40;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(&self.base.proc, format!("{pid}/stat"), flags, Mode::empty())
+        else {
+            return false;
+        };
+        let mut buffer = [0u8; 1024];
+        let length = rustix::io::read(&file, &mut buffer).unwrap_or(0);
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        // The command's name, in brackets, may hold anything. Field 9, counted from field 3.
+        let flags = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u64>().ok());
+        flags.is_some_and(|flags| flags & NOT_EXECUTED == 0)
+    }
+
     pub(super) fn pidfd_ready(&mut self, number: u64) {
         // What it said before it ended comes first; a helper's end is none of its process.
         self.channel_ready(number);
@@ -44,6 +66,11 @@ impl Control {
         if process.exit.is_some() {
             return;
         }
+        // A signal can end a program before its helper has closed the channel.
+        if process.child && is_starting(process) && self.has_executed(process.pid) {
+            self.executed(number);
+        }
+        let Some(process) = self.processes.get(&number) else { return };
         match pidfd::reap(process.pidfd.as_fd()) {
             Ok(Some(ended)) => self.ended(number, status(ended)),
             Ok(None) => {}
