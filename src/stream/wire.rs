@@ -325,3 +325,41 @@ impl Intake {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection whose client reads nothing, and which is full after a few bytes.
+    fn unread() -> (Arc<Wire>, tokio::io::DuplexStream) {
+        let (ours, client) = tokio::io::duplex(16);
+        (Wire::new(Box::new(ours), None, false), client)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_nobody_reads_ends_with_the_connection() {
+        let (wire, _client) = unread();
+        let write = tokio::spawn({
+            let wire = Arc::clone(&wire);
+            async move { wire.write(&[0; 1000]).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!write.is_finished());
+        wire.go();
+        assert_eq!(write.await.unwrap(), Err(Gone));
+    }
+
+    #[tokio::test]
+    async fn so_does_one_of_control_frames() {
+        let (wire, _client) = unread();
+        wire.put_control(&[0; 1000]).unwrap();
+        let flush = tokio::spawn({
+            let wire = Arc::clone(&wire);
+            async move { wire.flush_control().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!flush.is_finished());
+        wire.go();
+        assert_eq!(flush.await.unwrap(), Err(Gone));
+    }
+}

@@ -105,6 +105,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_later_is_told_whole() {
+        let mut window = Receive::new();
+        window.received(60_000);
+        assert_eq!(window.consumed(40_000, true), None);
+        assert_eq!(window.consumed(20_000, false), Some(60_000));
+    }
+
+    #[test]
     fn windows_do_not_overflow() {
         let mut window = Send::new(Some(65536));
         assert_eq!(window.grant(0x7fff_ffff), Err(Overflow));
