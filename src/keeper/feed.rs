@@ -6,14 +6,19 @@
 //! ```
 //!
 //! `missed` counts bytes of the stream before these that there was no room for: a client that does
-//! not read never holds up the container, its log, or another client. A record is there whole or not
-//! at all, so that a keeper that dies half way breaks nothing.
+//! not read never holds up the container, its log, or another client. It is told of its last gap as
+//! soon as there is room, though the container says nothing more. A record is there whole or not at
+//! all, so that a keeper that dies half way breaks nothing.
+//!
+//! The socket is shut down once the container has ended and all has been told.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{SendFlags, Shutdown};
 
 use super::note::Stream;
 use crate::sys::seqpacket;
@@ -29,6 +34,8 @@ pub(super) struct Feed {
     /// Whether it wants stdout, and stderr.
     wants: [bool; 2],
     missed: [u64; 2],
+    /// Where room is waited for.
+    watch: Option<Arc<OwnedFd>>,
 }
 
 /// The client is gone.
@@ -36,7 +43,7 @@ pub(super) struct Hungup;
 
 impl Feed {
     pub fn new(key: u64, socket: OwnedFd, wants: [bool; 2]) -> Self {
-        Self { key, socket, wants, missed: [0; 2] }
+        Self { key, socket, wants, missed: [0; 2], watch: None }
     }
 
     /// Never waits.
@@ -50,14 +57,38 @@ impl Feed {
         Ok(())
     }
 
-    /// Nothing more comes for now: tells what was missed, if there is room by now.
-    pub fn settle(&mut self) -> Result<(), Hungup> {
+    /// Tells what was missed, if there is room by now.
+    fn settle(&mut self) -> Result<(), Hungup> {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if self.missed[stream as usize] > 0 {
                 self.record(stream, &[])?;
             }
         }
         Ok(())
+    }
+
+    fn has_gap(&self) -> bool {
+        self.missed != [0; 2]
+    }
+
+    /// Has `epoll` name `key` when there is room, for as long as there is a gap to tell of.
+    fn watch(&mut self, epoll: &Arc<OwnedFd>, key: u64) {
+        if !self.has_gap() {
+            return self.unwatch();
+        }
+        if self.watch.is_none() {
+            // Edges only: a socket that has room and takes nothing would be named for ever.
+            let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            let added = epoll::add(epoll, &self.socket, epoll::EventData::new_u64(key), flags);
+            self.watch = added.is_ok().then(|| Arc::clone(epoll));
+        }
+    }
+
+    /// Explicitly: the daemon holds a duplicate, so that closing it would not end the watch.
+    fn unwatch(&mut self) {
+        if let Some(epoll) = self.watch.take() {
+            let _ = epoll::delete(epoll, &self.socket);
+        }
     }
 
     fn record(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Hungup> {
@@ -73,6 +104,72 @@ impl Feed {
             Err(_) => *missed += bytes.len() as u64,
         }
         Ok(())
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.unwatch();
+    }
+}
+
+/// The clients of one container.
+pub(super) struct Feeds {
+    list: Vec<Feed>,
+    epoll: Arc<OwnedFd>,
+    /// What epoll is to name when one of them has room.
+    key: u64,
+    /// The container has ended.
+    ended: bool,
+}
+
+impl Feeds {
+    pub fn new(list: Vec<Feed>, epoll: &Arc<OwnedFd>, key: u64) -> Self {
+        Self { list, epoll: Arc::clone(epoll), key, ended: false }
+    }
+
+    pub fn push(&mut self, feed: Feed) {
+        self.list.push(feed);
+        self.settle();
+    }
+
+    pub fn remove(&mut self, key: u64) {
+        self.list.retain(|feed| feed.key != key);
+    }
+
+    pub fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    /// Never waits.
+    pub fn send(&mut self, stream: Stream, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.list.retain_mut(|feed| {
+            let sent = feed.send(stream, bytes);
+            feed.watch(&self.epoll, self.key);
+            sent.is_ok()
+        });
+    }
+
+    /// Tells who has room of what it missed; who knows all, at the end, is told that nothing more comes.
+    pub fn settle(&mut self) {
+        self.list.retain_mut(|feed| {
+            let settled = feed.settle();
+            feed.watch(&self.epoll, self.key);
+            let over = self.ended && !feed.has_gap();
+            if over {
+                let _ = rustix::net::shutdown(&feed.socket, Shutdown::Write);
+            }
+            settled.is_ok() && !over
+        });
+    }
+
+    /// The container has ended, and this was the last of its output.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.settle();
     }
 }
 
@@ -123,5 +220,63 @@ mod tests {
         assert!(missed > 0);
         drop(ours);
         assert!(feed.send(Stream::Stdout, b"x").is_err());
+    }
+
+    /// Bytes that came, bytes that were missed, and whether the end was there.
+    fn read_all(socket: &OwnedFd) -> (u64, u64, bool) {
+        let (mut came, mut missed) = (0, 0);
+        let mut buffer = vec![0; HEADER + RECORD];
+        loop {
+            match rustix::net::recv(socket, &mut buffer, rustix::net::RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return (came, missed, true),
+                Ok((length, _)) => {
+                    missed += header(&buffer[..length]).unwrap().1;
+                    came += (length - HEADER) as u64;
+                }
+                Err(_) => return (came, missed, false),
+            }
+        }
+    }
+
+    #[test]
+    fn room_is_heard_of_once_and_the_end_comes_last() {
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let named = || {
+            let mut events = [std::mem::MaybeUninit::uninit(); 4];
+            let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let (events, _) = epoll::wait(&epoll, &mut events, Some(&none)).unwrap();
+            events.iter().map(|event| event.data.u64()).collect::<Vec<_>>()
+        };
+        let pairs = [seqpacket::pair().unwrap(), seqpacket::pair().unwrap()];
+        let [(slow, one), (quick, two)] = pairs;
+        let list = vec![Feed::new(1, one, [true; 2]), Feed::new(2, two, [true; 2])];
+        let mut feeds = Feeds::new(list, &epoll, 7);
+        let mut sent = 0;
+        while !feeds.list[0].has_gap() {
+            feeds.send(Stream::Stderr, &[7; 10_000]);
+            sent += 10_000;
+            assert_eq!(read_all(&quick), (10_000, 0, false));
+        }
+        assert_eq!(named(), [] as [u64; 0], "there is no room");
+        let (came, missed, _) = read_all(&slow);
+        assert_eq!((missed, named()), (0, vec![7]));
+        feeds.settle();
+        assert_eq!(read_all(&slow), (0, sent - came, false));
+        assert_eq!(named(), [] as [u64; 0], "there is nothing to tell");
+        // At the end who has read all is told so at once, who has not when there is room.
+        while !feeds.list[0].has_gap() {
+            feeds.send(Stream::Stdout, &[7; 10_000]);
+            assert_eq!(read_all(&quick), (10_000, 0, false));
+        }
+        feeds.end();
+        assert_eq!((read_all(&quick), feeds.list.len()), ((0, 0, true), 1));
+        assert!(!read_all(&slow).2);
+        assert_eq!(named(), [7]);
+        feeds.settle();
+        assert_eq!(read_all(&slow), (0, 10_000, true));
+        // And who comes later at once.
+        let (late, theirs) = seqpacket::pair().unwrap();
+        feeds.push(Feed::new(3, theirs, [true; 2]));
+        assert_eq!((read_all(&late), feeds.list.len()), ((0, 0, true), 0));
     }
 }

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::feed::Feed;
+use super::feed::{Feed, Feeds};
 use super::log::{Command, Event, Log, LogId, LogSource, Logs, Queue};
 use super::log_copy::{Copier, Stalled, Turn};
 use super::log_note::StreamNote;
@@ -27,8 +27,10 @@ const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000 };
 const BUSY: Duration = Duration::from_millis(1);
 const SMALL: usize = 16 * 1024;
 
-/// The key of the command queue in epoll; those of streams are twice the container's and the stream.
+/// The key of the command queue in epoll; those of streams are twice the container's and the stream,
+/// that of clients who wait for room is the container's with this bit.
 const COMMANDS: u64 = u64::MAX;
+const FEEDS: u64 = 1 << 63;
 
 /// What a terminal can hold for us: its buffer and the pipe behind it.
 const TERMINAL: u64 = 128 * 1024;
@@ -59,13 +61,13 @@ struct Container {
     stall: Option<Stall>,
     draining: bool,
     /// The clients that are attached.
-    feeds: Vec<Feed>,
+    feeds: Feeds,
 }
 
 pub(super) struct LogThread {
     commands: Arc<Queue<Command>>,
     events: Arc<Queue<Event>>,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     copier: Copier,
     containers: Logs<Container>,
     /// Streams to have a turn whether epoll names them or not.
@@ -80,7 +82,7 @@ pub(super) struct LogThread {
 
 impl LogThread {
     pub(super) fn new(commands: Arc<Queue<Command>>, events: Arc<Queue<Event>>) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let key = epoll::EventData::new_u64(COMMANDS);
         epoll::add(&epoll, commands.ready(), key, epoll::EventFlags::IN)?;
         let copier = Copier::new()?;
@@ -113,6 +115,7 @@ impl LogThread {
             for event in ready {
                 match event.data.u64() {
                     COMMANDS => commanded = true,
+                    key if key & FEEDS != 0 => self.settle(key & !FEEDS),
                     key => self.turn(key / 2, STREAMS[(key % 2) as usize]),
                 }
             }
@@ -168,7 +171,7 @@ impl LogThread {
                 Command::Detach(id, key) => {
                     self.early.retain(|(_, feed)| feed.key != key);
                     if let Some(container) = self.containers.get_mut(&id) {
-                        container.feeds.retain(|feed| feed.key != key);
+                        container.feeds.remove(key);
                     }
                 }
                 Command::DetachAll => {
@@ -196,6 +199,7 @@ impl LogThread {
         let (early, others) = std::mem::take(&mut self.early).into_iter().partition(|(of, _)| *of == id);
         self.early = others;
         let feeds = Vec::into_iter(early).map(|(_, feed)| feed).collect();
+        let feeds = Feeds::new(feeds, &self.epoll, FEEDS | id);
         self.containers.insert(id, Container { note, file, inputs, stall: None, draining: false, feeds });
         self.resume(id);
     }
@@ -289,7 +293,7 @@ impl LogThread {
             }
         }
         container.draining = false;
-        container.feeds.retain_mut(|feed| feed.settle().is_ok());
+        container.feeds.end();
         self.events.push(Event::Drained(id));
     }
 
@@ -307,7 +311,7 @@ impl LogThread {
         match container.turn(&mut self.copier, stream) {
             Ok(Turn::Moved(n)) => {
                 self.moved += n;
-                container.feed(stream, self.copier.taken(n));
+                container.feeds.send(stream, self.copier.taken(n));
                 let Some(input) = container.input(stream) else { return };
                 input.to_drain = input.to_drain.saturating_sub(n as u64);
                 // Epoll tells of a terminal once, and not of the pipe behind it.
@@ -335,6 +339,12 @@ impl LogThread {
         self.drained(id);
     }
 
+    fn settle(&mut self, id: LogId) {
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.feeds.settle();
+        }
+    }
+
     fn watch(&mut self, id: LogId) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         for (input, stream) in container.inputs.iter_mut().zip(STREAMS) {
@@ -346,7 +356,7 @@ impl LogThread {
             let edge =
                 if input.terminal.is_some() { epoll::EventFlags::ET } else { epoll::EventFlags::empty() };
             let flags = epoll::EventFlags::IN | edge;
-            input.watched = epoll::add(&self.epoll, input.watch_fd(), key, flags).is_ok();
+            input.watched = epoll::add(&*self.epoll, input.watch_fd(), key, flags).is_ok();
         }
     }
 
@@ -405,16 +415,9 @@ impl Container {
             let Some(file) = &self.file else { return Ok(()) };
             let pipe = self.inputs[stream as usize].as_ref().map(|input| input.pipe.as_fd());
             let taken = copier.recover(self.note(stream), pipe, file)?;
-            self.feed(stream, copier.taken(taken));
+            self.feeds.send(stream, copier.taken(taken));
         }
         Ok(())
-    }
-
-    /// Shows attached clients what the log has got.
-    fn feed(&mut self, stream: Stream, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.feeds.retain_mut(|feed| feed.send(stream, bytes).is_ok());
-        }
     }
 
     /// A batch that the old file did not take goes on in the new one. What fails here fails again,

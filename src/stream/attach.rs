@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -30,6 +31,10 @@ use crate::{Error, Result};
 
 /// Records of at most 32 KiB that wait for a client.
 const WAITING: usize = 32;
+
+/// How long after the container's end the copier may take to say that this was all. It does not where
+/// the log's disk is stalled, or where it is of an older version.
+const LAST_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct Ticket {
@@ -158,21 +163,23 @@ fn open_input(output: &Output) -> io::Result<Option<Input>> {
     Input::new(stdin).map(Some)
 }
 
-/// Takes records as they come, up to those that are there when the container has ended.
+/// Takes records as they come, up to the end of them.
 async fn collect(records: AsyncFd<OwnedFd>, queue: mpsc::Sender<Chunk>, mut ended: watch::Receiver<bool>) {
     let read = |fd: &AsyncFd<OwnedFd>| Ok(Chunk::read(fd.get_ref(), feed::HEADER + feed::RECORD)?);
     loop {
-        let record = if *ended.borrow_and_update() {
-            read(&records)
-        } else {
-            tokio::select! {
-                ready = records.readable() => match ready.map(|mut ready| ready.try_io(read)) {
-                    Ok(Ok(record)) => record,
-                    Ok(Err(_)) => continue,
-                    Err(e) => Err(e),
-                },
-                changed = ended.changed() => if changed.is_err() { break } else { continue },
+        let next = async {
+            loop {
+                let mut ready = records.readable().await?;
+                if let Ok(record) = ready.try_io(read) {
+                    return record;
+                }
             }
+        };
+        let over = *ended.borrow_and_update();
+        let record = tokio::select! {
+            record = next => record,
+            changed = ended.changed(), if !over => if changed.is_err() { break } else { continue },
+            () = tokio::time::sleep(LAST_LIMIT), if over => break,
         };
         match record {
             Ok(record) if record.is_empty() => break,

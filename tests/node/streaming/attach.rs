@@ -100,14 +100,39 @@ async fn a_terminal_outlives_its_clients_the_daemon_and_the_keeper() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn input_and_clients_outlive_the_keeper_and_the_daemon() {
+    let (mut daemon, pod) = start("pipe").await;
+    let mut config =
+        script("pipe", "while read line; do echo aside $line >&2; echo got $line; done; echo end");
+    config.stdin = true;
+    let id = daemon.run(&pod, config).await;
+    let mut session = open(&daemon, &id, true, false).await;
+    session.send(0, b"one\n").await;
+    session.until("got one").await;
+    daemon.kill_keeper();
+    session.send(0, b"two\n").await;
+    session.until("got two").await;
+    daemon.kill();
+    drop(session);
+    daemon.start_again().await;
+    let mut session = open(&daemon, &id, true, false).await;
+    session.send(0, b"three\n").await;
+    session.until("got three").await;
+    daemon.stop(&id, 0).await.unwrap();
+    let said = session.end().await;
+    assert_eq!((said.out().as_str(), said.stderr.as_slice()), ("got three\n", &b"aside three\n"[..]));
+    daemon.finish().await;
+}
+
+/// Writes 24,576,000 bytes when it is told to.
+const FLOOD: &str = "yes $(printf %063d 7) | head -n 6400 >/f; while ! test -e /go; do sleep 0.05; done; \
+                     for i in $(seq 60); do cat /f; done";
+const FLOODED: usize = 24_576_000;
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_client_holds_up_nobody_and_is_told_what_it_missed() {
     let (daemon, pod) = start("slow").await;
-    let config = script(
-        "flood",
-        "yes $(printf %063d 7) | head -n 6400 >/f; while ! test -e /go; do sleep 0.05; done; \
-         for i in $(seq 60); do cat /f; done; echo done",
-    );
-    let id = daemon.run(&pod, config).await;
+    let id = daemon.run(&pod, script("flood", &format!("{FLOOD}; echo done"))).await;
     let slow = Session::open(&daemon, &attach_url(&daemon, &id, false, false).await, V4).await;
     daemon.exec(&id, &["touch", "/go"]).await.unwrap();
     // The slow one reads nothing until the container has ended.
@@ -116,11 +141,21 @@ async fn a_slow_client_holds_up_nobody_and_is_told_what_it_missed() {
     let lines = read_log(Path::new(&status.log_path));
     assert_eq!((lines.len(), lines.last().unwrap().1.as_str()), (384_001, "done"));
     let said = slow.end().await;
-    let notices = String::from_utf8(said.stderr).unwrap();
-    let missed: usize =
-        notices.split('[').skip(1).map(|n| n.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
-    assert!(missed > 0, "a client that reads nothing misses something");
-    // What it missed at the very end is not told where there was no room for that either.
-    assert!(said.stdout.len() + missed <= 24_576_005 && said.stdout.len() < 24_576_005);
+    assert!(said.missed() > 0, "a client that reads nothing misses something");
+    assert_eq!(said.stdout.len() + said.missed(), FLOODED + "done\n".len());
+    daemon.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_catches_up_with_a_quiet_container_is_told_what_it_missed() {
+    let (daemon, pod) = start("quiet").await;
+    let script = script("flood", &format!("{FLOOD}; touch /quiet; sleep 1000"));
+    let id = daemon.run(&pod, script).await;
+    let mut slow = Session::open(&daemon, &attach_url(&daemon, &id, false, false).await, V4).await;
+    daemon.exec(&id, &["touch", "/go"]).await.unwrap();
+    daemon.exec(&id, &["sh", "-c", "while ! test -e /quiet; do sleep 0.05; done"]).await.unwrap();
+    slow.until_all(FLOODED).await;
+    assert!(slow.said().missed() > 0, "a client that reads nothing misses something");
+    drop(slow);
     daemon.finish().await;
 }

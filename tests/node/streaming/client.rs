@@ -1,6 +1,7 @@
 //! A client of the streaming server: it asks for a URL, connects in the daemon's network, speaks
 //! channels.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -57,6 +58,12 @@ impl Said {
         serde_json::from_str(&self.error).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
+    /// What an attached client was told on stderr that it does not see, in bytes.
+    pub fn missed(&self) -> usize {
+        let notices = String::from_utf8_lossy(&self.stderr);
+        notices.split('[').skip(1).map(|n| n.split(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+    }
+
     /// By the v4 status.
     pub fn exit_code(&self) -> i32 {
         let status = self.status();
@@ -81,25 +88,12 @@ impl Session {
     }
 
     pub async fn try_open(daemon: &Daemon, url: &str, protocol: &str) -> Result<Self, Error> {
-        let mut request = url.replace("http://", "ws://").into_client_request()?;
-        if !protocol.is_empty() {
-            request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
-        }
-        let tcp = connect(daemon, url).await;
-        let (socket, answer) = tokio_tungstenite::client_async(request, tcp).await?;
-        let chosen = answer.headers().get("sec-websocket-protocol").map_or("", |name| name.to_str().unwrap());
-        assert_eq!(chosen, protocol);
+        let socket = upgrade(daemon, url, protocol).await?;
         Ok(Self { socket, base64: protocol.contains("base64"), said: Said::default(), ended: false })
     }
 
     pub async fn send(&mut self, channel: u8, content: &[u8]) {
-        use base64::Engine as _;
-        let message = if self.base64 {
-            let text = base64::prelude::BASE64_STANDARD.encode(content);
-            Message::text(format!("{channel}{text}"))
-        } else {
-            Message::binary([&[channel], content].concat())
-        };
+        let message = encode(self.base64, channel, content);
         tokio::time::timeout(LIMIT, self.socket.send(message)).await.unwrap().unwrap();
     }
 
@@ -114,21 +108,12 @@ impl Session {
 
     /// One more message. False: there is none.
     async fn step(&mut self) -> bool {
-        use base64::Engine as _;
         let message = tokio::time::timeout(LIMIT, self.socket.next()).await.expect("the session goes on");
-        let content = match message {
-            Some(Ok(Message::Binary(content))) => content.to_vec(),
-            Some(Ok(Message::Text(text))) => {
-                let (channel, rest) = text.as_bytes().split_at(1);
-                let content = base64::prelude::BASE64_STANDARD.decode(rest).unwrap();
-                [&[channel[0] - b'0'], &content[..]].concat()
-            }
-            Some(Ok(_)) => return true,
-            Some(Err(_)) | None => {
-                self.ended = true;
-                return false;
-            }
+        let Some(Ok(message)) = message else {
+            self.ended = true;
+            return false;
         };
+        let Some(content) = decode(message) else { return true };
         match content[0] {
             1 => self.said.stdout.extend_from_slice(&content[1..]),
             2 => self.said.stderr.extend_from_slice(&content[1..]),
@@ -145,6 +130,18 @@ impl Session {
         }
     }
 
+    /// Reads until so many bytes of output have come or are known to be missed.
+    pub async fn until_all(&mut self, bytes: usize) {
+        while self.said.stdout.len() + self.said.missed() < bytes {
+            assert!(self.step().await, "the session ends before {bytes} bytes: {:?}", self.said.missed());
+        }
+        assert_eq!(self.said.stdout.len() + self.said.missed(), bytes);
+    }
+
+    pub fn said(&self) -> &Said {
+        &self.said
+    }
+
     /// Reads to the end.
     pub async fn end(mut self) -> Said {
         while !self.ended {
@@ -152,6 +149,104 @@ impl Session {
         }
         self.said
     }
+}
+
+/// Channels of the older protocol of port-forward: two for each port.
+pub struct PortSession {
+    socket: WebSocketStream<TcpStream>,
+    base64: bool,
+    /// What has come on each channel.
+    said: BTreeMap<usize, Vec<u8>>,
+}
+
+impl PortSession {
+    pub async fn open(daemon: &Daemon, url: &str, protocol: &str) -> Result<Self, Error> {
+        let socket = upgrade(daemon, url, protocol).await?;
+        Ok(Self { socket, base64: protocol.contains("base64"), said: BTreeMap::new() })
+    }
+
+    pub async fn send(&mut self, channel: u8, content: &[u8]) {
+        let message = encode(self.base64, channel, content);
+        tokio::time::timeout(LIMIT, self.socket.send(message)).await.unwrap().unwrap();
+    }
+
+    /// One more message. False: the server has closed; in_order: with a close frame.
+    async fn step(&mut self, in_order: &mut bool) -> bool {
+        let message = tokio::time::timeout(LIMIT, self.socket.next()).await.expect("the session goes on");
+        match message {
+            Some(Ok(Message::Close(_))) => *in_order = true,
+            Some(Ok(message)) => {
+                if let Some(content) = decode(message) {
+                    self.said.entry(content[0].into()).or_default().extend_from_slice(&content[1..]);
+                }
+            }
+            Some(Err(_)) | None => return false,
+        }
+        true
+    }
+
+    /// Reads until a channel has said this much, which must be this.
+    pub async fn until(&mut self, channel: usize, content: &[u8]) {
+        while self.said.get(&channel).is_none_or(|said| said.len() < content.len()) {
+            assert!(self.step(&mut false).await, "the session ends: {:?}", self.said);
+        }
+        assert_eq!(&self.said[&channel][..content.len()], content);
+    }
+
+    /// Reads until a channel has said this somewhere; all it has said.
+    pub async fn until_text(&mut self, channel: usize, text: &str) -> String {
+        loop {
+            let said = self.said.get(&channel).map(|said| String::from_utf8_lossy(said).into_owned());
+            if let Some(said) = said.filter(|said| said.contains(text)) {
+                return said;
+            }
+            assert!(self.step(&mut false).await, "the session ends: {:?}", self.said);
+        }
+    }
+
+    /// Reads to the end. Whether it came with a close frame.
+    pub async fn ends_in_order(mut self) -> bool {
+        let mut in_order = false;
+        while self.step(&mut in_order).await {}
+        in_order
+    }
+}
+
+fn encode(base64: bool, channel: u8, content: &[u8]) -> Message {
+    use base64::Engine as _;
+    match base64 {
+        true => {
+            let text = base64::prelude::BASE64_STANDARD.encode(content);
+            Message::text(format!("{}{text}", char::from(b'0' + channel)))
+        }
+        false => Message::binary([&[channel], content].concat()),
+    }
+}
+
+/// The channel and its bytes. None: it is no message.
+fn decode(message: Message) -> Option<Vec<u8>> {
+    use base64::Engine as _;
+    match message {
+        Message::Binary(content) => Some(content.to_vec()),
+        Message::Text(text) => {
+            let (channel, rest) = text.as_bytes().split_at(1);
+            let content = base64::prelude::BASE64_STANDARD.decode(rest).unwrap();
+            Some([&[channel[0] - b'0'], &content[..]].concat())
+        }
+        _ => None,
+    }
+}
+
+async fn upgrade(daemon: &Daemon, url: &str, protocol: &str) -> Result<WebSocketStream<TcpStream>, Error> {
+    let mut request = url.replace("http://", "ws://").into_client_request()?;
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
+    let tcp = connect(daemon, url).await;
+    let (socket, answer) = tokio_tungstenite::client_async(request, tcp).await?;
+    let chosen = answer.headers().get("sec-websocket-protocol").map_or("", |name| name.to_str().unwrap());
+    assert_eq!(chosen, protocol);
+    Ok(socket)
 }
 
 /// A connection made in the daemon's network namespace.
