@@ -265,14 +265,22 @@ impl Cgroups {
         }
     }
 
-    /// A cgroup for one exec, below the container's. If the container turned its own into the root
+    /// A cgroup for one exec, below the container's, by the beginning of its ID. If the container turned its own into the root
     /// of a threaded tree, or forbade children, the exec has to share a cgroup with it.
     pub fn create_exec(&self, container: &Cgroup, exec_id: &str) -> Result<Cgroup> {
         path::check_name(exec_id)?;
         let mount = self.0.layout.killer();
         let mount = mount.ok_or_else(|| Error::precondition("no hierarchy to put an exec into"))?;
-        let (name, shared) = tree::make_exec(mount, &container.path, &format!("exec-{exec_id}"))?;
+        let (name, shared) = tree::make_exec(mount, &container.path, exec_id)?;
         Ok(Cgroup { path: name, role: Role::Exec { container: container.path.clone(), shared } })
+    }
+
+    /// Those that [`Self::create_exec`] made for a container and nobody has removed: their daemon died.
+    pub fn execs(&self, container: &Cgroup) -> Vec<Cgroup> {
+        let Some(mount) = self.0.layout.killer() else { return Vec::new() };
+        let role = Role::Exec { container: container.path.clone(), shared: false };
+        let found = tree::execs(mount, &container.path).into_iter();
+        found.map(|path| Cgroup { path, role: role.clone() }).collect()
     }
 
     /// What the child enters through, opened anew at each call.

@@ -7,12 +7,16 @@ use rustix::fs::{AtFlags, Mode, XattrFlags};
 
 use super::file;
 use super::layout::Layout;
-use super::path::parent;
+use super::path::{base, parent};
 use crate::Result;
 use crate::error::{Error, Step};
 
 /// On directories above a pod that were missing: whoever removes the last pod below removes them.
 const MARK: &str = "trusted.podwright.made";
+
+/// The name of an exec's cgroup: this, and so many digits of its ID.
+const EXEC: &str = "exec-";
+const EXEC_ID: usize = 16;
 
 /// Attempts at a directory whose parent vanishes again and again: each costs another pod its removal.
 const MAKE_ATTEMPTS: u32 = 50;
@@ -180,8 +184,8 @@ async fn remove_all(mut pending: Vec<String>) -> Result<()> {
 /// A child is always a leaf, so that no-internal-processes never bars the way in. But a container
 /// that manages cgroups can make its own a threaded one, in which a new child is unusable, or limit
 /// the number of children.
-pub(super) fn make_exec(mount: &str, container: &str, name: &str) -> Result<(String, bool)> {
-    let path = format!("{container}/{name}");
+pub(super) fn make_exec(mount: &str, container: &str, id: &str) -> Result<(String, bool)> {
+    let path = format!("{container}/{EXEC}{}", &id[..id.len().min(EXEC_ID)]);
     let full = format!("{mount}{path}");
     match mkdir(&full) {
         Ok(()) => {
@@ -198,6 +202,16 @@ pub(super) fn make_exec(mount: &str, container: &str, name: &str) -> Result<(Str
         Err(e) => return Err(Error::io(format!("making cgroup {full}"), e)),
     }
     Ok((inhabited(mount, container)?, true))
+}
+
+/// What [`make_exec`] made below a container's cgroup. The container may have made others.
+pub(super) fn execs(mount: &str, container: &str) -> Vec<String> {
+    let ours = |full: &str| {
+        let id = base(full).strip_prefix(EXEC);
+        id.is_some_and(|id| id.len() == EXEC_ID && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let below = children(&format!("{mount}{container}")).unwrap_or_default().into_iter();
+    below.filter(|full| ours(full)).map(|full| full[mount.len()..].to_owned()).collect()
 }
 
 /// The first cgroup, from the top, that processes live in: another may join it.

@@ -245,7 +245,7 @@ impl Guard {
     pub(super) fn new(node: &Arc<Node>, container: &Container) -> Result<Self> {
         let id = table::new_id()?;
         let cgroup = container.record.cgroup.as_ref();
-        let cgroup = cgroup.map(|cgroup| node.cgroups.create_exec(cgroup, &id[..16])).transpose()?;
+        let cgroup = cgroup.map(|cgroup| node.cgroups.create_exec(cgroup, &id)).transpose()?;
         Ok(Self { node: Arc::clone(node), id, cgroup, process: None, leave: false })
     }
 

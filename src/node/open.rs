@@ -98,6 +98,7 @@ async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
     for (process, _) in processes.into_values() {
         container::recover::end(node, &process).await;
     }
+    remove_execs(node);
     let holds = snapshot.holds.into_iter().map(|hold| (hold.key.clone(), hold)).collect();
     let live = pod::recover::recover(node, pod::recover::Found { holds, inits }).await?;
     // Addresses of pods that ended with a reboot; what fails now is tried again by their removal.
@@ -109,6 +110,22 @@ async fn take_back(node: &Arc<Node>, snapshot: Snapshot) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The cgroups of execs that ended while there was no daemon, or just now. Where background children
+/// live on, theirs goes with the container's.
+fn remove_execs(node: &Arc<Node>) {
+    let containers = node.containers.all();
+    let cgroups = containers.iter().filter_map(|container| container.record.cgroup.as_ref());
+    let execs: Vec<_> = cgroups.flat_map(|cgroup| node.cgroups.execs(cgroup)).collect();
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        for exec in execs {
+            if let Err(error) = node.cgroups.remove(&exec).await {
+                tracing::debug!(%error, "an exec's cgroup stays");
+            }
+        }
+    });
 }
 
 fn network_config(config: &Config) -> network::Config {
