@@ -6,6 +6,7 @@
 //!
 //! Tables merge key by key and the later wins; an array is replaced as a whole.
 
+pub mod advertise;
 mod load;
 mod message;
 mod validate;

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use crate::config::{Config, StreamingTls};
+use crate::config::{Config, StreamingTls, advertise};
 use crate::{Error, Result};
 
 /// sockaddr_un's path without the final zero (unix(7)).
@@ -75,8 +75,7 @@ impl Config {
             let why = "is not an address:port (127.0.0.1:0, [::1]:10010)";
             return Err(refuse("streaming.address", format!("{:?}", streaming.address), why));
         }
-        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '@';
-        if streaming.advertise.contains(bad) {
+        if !streaming.advertise.is_empty() && advertise::host_and_port(&streaming.advertise).is_none() {
             let why = "is not a host or host:port";
             return Err(refuse("streaming.advertise", format!("{:?}", streaming.advertise), why));
         }

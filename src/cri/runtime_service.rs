@@ -278,7 +278,8 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         let id = decode::id("pod_sandbox_id", &request.get_ref().pod_sandbox_id)?.to_owned();
-        let ticket = stream::PortForward { pod_id: stream::check_pod(&self.node, &id)? };
+        let ports = decode::exec::ports(&request.get_ref().port)?;
+        let ticket = stream::PortForward { pod_id: stream::check_pod(&self.node, &id)?, ports };
         answer(PortForwardResponse { url: self.streaming.url(stream::Ticket::PortForward(ticket))? })
     }
 

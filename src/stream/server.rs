@@ -24,6 +24,7 @@ use super::token::{self, Tokens};
 use super::upgrade;
 use super::wire::Io;
 use crate::Result;
+use crate::config::advertise::{bracketed, host_and_port};
 use crate::error::Step;
 use crate::node::Node;
 
@@ -108,11 +109,8 @@ fn listen(address: &str) -> std::io::Result<TcpListener> {
 /// host:port as clients are told it: what is configured, else where we listen, or the loopback of an
 /// address that means all.
 fn advertised(configured: &str, local: SocketAddr) -> String {
-    if !configured.is_empty() {
-        return match configured.contains(':') && !configured.ends_with(']') {
-            true => configured.to_owned(),
-            false => format!("{configured}:{}", local.port()),
-        };
+    if let Some((host, port)) = host_and_port(configured) {
+        return format!("{}:{}", bracketed(host), port.unwrap_or(local.port()));
     }
     let mut shown = local;
     if local.ip().is_unspecified() {
@@ -231,5 +229,7 @@ mod tests {
         assert_eq!(told("node.lan", "0.0.0.0:40"), "node.lan:40");
         assert_eq!(told("node.lan:7", "0.0.0.0:40"), "node.lan:7");
         assert_eq!(told("[fd00::1]", "[::]:40"), "[fd00::1]:40");
+        assert_eq!(told("fd00::1", "[::]:40"), "[fd00::1]:40");
+        assert_eq!(told("[fd00::1]:7", "0.0.0.0:40"), "[fd00::1]:7");
     }
 }

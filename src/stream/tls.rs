@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::config::advertise::host_and_port;
 use crate::config::{StreamingConfig, StreamingTls};
 use crate::error::Step;
 use crate::{Error, Result};
@@ -122,9 +123,7 @@ fn self_signed(advertise: &str, local: SocketAddr) -> Result<CertifiedKey> {
     if !local.ip().is_unspecified() {
         names.push(local.ip().to_string());
     }
-    let host = advertise.rsplit_once(':').map_or(advertise, |(host, _)| host);
-    let host = host.trim_matches(['[', ']']);
-    if !host.is_empty() {
+    if let Some((host, _)) = host_and_port(advertise) {
         names.push(host.to_owned());
     }
     names.sort();
@@ -170,7 +169,7 @@ mod tests {
 
     #[test]
     fn self_signed_certificates_are_usable() {
-        for advertise in ["", "node.lan", "node.lan:1", "[fd00::1]:70", "10.0.0.1"] {
+        for advertise in ["", "node.lan", "node.lan:1", "[fd00::1]:70", "fd00::1", "10.0.0.1"] {
             self_signed(advertise, "127.0.0.1:5".parse().unwrap()).unwrap();
         }
     }

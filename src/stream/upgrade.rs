@@ -34,6 +34,8 @@ enum Agreed {
     /// The version; empty: none was asked for.
     Spdy(&'static str),
     Channels(Protocol),
+    /// Channels for each of these ports.
+    Ports(Protocol, Vec<u16>),
     /// SPDY in the messages of a WebSocket.
     Tunnel,
 }
@@ -131,7 +133,21 @@ fn negotiate_websocket(ticket: &Ticket, request: &Request<Incoming>) -> Negotiat
     if BASE64_STANDARD.decode(key).ok().is_none_or(|key| key.len() != 16) {
         return refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing or not 16 bytes\n");
     }
-    let Some((agreed, name)) = ticket.websocket_protocol(tokens(headers, &SEC_WEBSOCKET_PROTOCOL)) else {
+    let wanted = || tokens(headers, &SEC_WEBSOCKET_PROTOCOL);
+    let agreed = match ticket {
+        Ticket::Exec(_) | Ticket::Attach(_) => {
+            channel::choose(wanted()).map(|p| (Agreed::Channels(p), p.name))
+        }
+        Ticket::PortForward(_) if wanted().any(|name| name == TUNNEL) => Some((Agreed::Tunnel, TUNNEL)),
+        Ticket::PortForward(ticket) => match port_forward::choose(wanted()) {
+            Some(protocol) => {
+                let ports = ports(ticket, request.uri().query().unwrap_or_default())?;
+                Some((Agreed::Ports(protocol, ports), protocol.name))
+            }
+            None => None,
+        },
+    };
+    let Some((agreed, name)) = agreed else {
         return refuse(StatusCode::FORBIDDEN, "none of the requested subprotocols is supported\n");
     };
     let mut answer = switching("websocket");
@@ -159,15 +175,24 @@ impl Ticket {
             Self::PortForward(_) => &[port_forward::PROTOCOL],
         }
     }
+}
 
-    fn websocket_protocol<'a>(
-        &self,
-        mut wanted: impl Iterator<Item = &'a str>,
-    ) -> Option<(Agreed, &'static str)> {
-        match self {
-            Self::Exec(_) | Self::Attach(_) => channel::choose(wanted).map(|p| (Agreed::Channels(p), p.name)),
-            Self::PortForward(_) => wanted.find(|name| *name == TUNNEL).map(|_| (Agreed::Tunnel, TUNNEL)),
+/// Those of the CRI request, else those of the URL: `port=80&port=81,82`.
+fn ports(ticket: &port_forward::Ticket, query: &str) -> Result<Vec<u16>, Box<Answer>> {
+    let mut ports = ticket.ports.clone();
+    if ports.is_empty() {
+        let lists = query.split('&').filter_map(|pair| pair.strip_prefix("port="));
+        for port in lists.flat_map(|list| list.split(',')) {
+            match port.parse().ok().filter(|port| *port > 0) {
+                Some(port) => ports.push(port),
+                None => return refuse(StatusCode::BAD_REQUEST, "\"port\" in the query is not a port\n"),
+            }
         }
+    }
+    match ports.len() {
+        0 => refuse(StatusCode::BAD_REQUEST, "a \"port\" is needed in the query\n"),
+        1..=port_forward::MAX_PORTS => Ok(ports),
+        _ => refuse(StatusCode::BAD_REQUEST, "too many ports\n"),
     }
 }
 
@@ -185,6 +210,7 @@ impl Session {
         let socket = io.socket().ok();
         let (reader, writer) = io.split();
         let tunnel = matches!(agreed, Agreed::Tunnel);
+        let closes = matches!(agreed, Agreed::Tunnel | Agreed::Ports(..));
         let wire = Wire::new(writer, socket, tunnel);
         let served = async {
             match ticket {
@@ -197,6 +223,12 @@ impl Session {
                     attach::serve(&server.node, ticket, streams).await;
                 }
                 Ticket::PortForward(ticket) => {
+                    if let Agreed::Ports(protocol, ports) = agreed {
+                        let messages = Messages::new(reader, begun, Arc::clone(&wire)).await;
+                        let ticket = port_forward::Ticket { ports, ..ticket };
+                        port_forward::serve_channels(&server.node, ticket, &wire, messages, protocol).await;
+                        return Ok(());
+                    }
                     let source = source(&wire, reader, begun, &agreed).await;
                     port_forward::serve(&server.node, ticket, &wire, source).await;
                 }
@@ -207,7 +239,7 @@ impl Session {
             _ = served => {}
             () = idle(&wire, server.idle_limit) => {}
         }
-        if tunnel {
+        if closes {
             websocket::session::close(&wire).await;
         }
         linger(&wire).await;
@@ -251,7 +283,7 @@ async fn streams(
 ) -> Result<Streams, Gone> {
     let wire = Arc::clone(wire);
     match agreed {
-        Agreed::Tunnel => Err(Gone),
+        Agreed::Tunnel | Agreed::Ports(..) => Err(Gone),
         Agreed::Spdy(protocol) => {
             let source = Source::Direct(Intake::new(reader, begun));
             open::spdy(wire, source, wanted, protocol).await

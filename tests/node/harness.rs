@@ -240,6 +240,13 @@ impl Daemon {
         taken.into_values().collect()
     }
 
+    /// A command in the daemon's network and mount namespaces.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.namespaces.enter();
+        command.arg(program);
+        command
+    }
+
     /// The output of a command in the daemon's network namespace.
     pub fn in_netns(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.namespaces.enter().arg(program).args(arguments).output().unwrap();

@@ -1,4 +1,4 @@
-//! ExecSync, Exec, Attach.
+//! ExecSync, Exec, Attach, PortForward.
 
 use std::time::Duration;
 
@@ -32,6 +32,15 @@ pub(in crate::cri) fn attach(request: AttachRequest) -> Result<Attach> {
     Ok(Attach { container_id, wanted: wanted(Wanted { stdin, stdout, stderr, tty })? })
 }
 
+/// Of a PortForwardRequest; none is fine, where the client's streams name theirs.
+pub(in crate::cri) fn ports(ports: &[i32]) -> Result<Vec<u16>> {
+    let port = |port: &i32| match u16::try_from(*port) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(Error::invalid(format!("port {port} is not between 1 and 65535"))),
+    };
+    ports.iter().map(port).collect()
+}
+
 /// What the proto asks of every request for streams.
 fn wanted(wanted: Wanted) -> Result<Wanted> {
     if wanted.tty && wanted.stderr {
@@ -46,6 +55,15 @@ fn wanted(wanted: Wanted) -> Result<Wanted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_ports() {
+        assert!(ports(&[]).unwrap().is_empty());
+        assert_eq!(ports(&[80, 1, 65535]).unwrap(), [80, 1, 65535]);
+        for wrong in [0, -1, 65536] {
+            assert!(ports(&[80, wrong]).unwrap_err().message.contains(&wrong.to_string()));
+        }
+    }
 
     #[test]
     fn streams_are_asked_for_in_ways_that_make_sense() {

@@ -7,7 +7,6 @@ use tokio::sync::mpsc;
 
 use super::{Inlet, Outlet, StatusForm, Streams, Wanted};
 use crate::stream::chunk::Chunk;
-use crate::stream::queue::Queue;
 use crate::stream::spdy::header::Headers;
 use crate::stream::spdy::session::{self, Refusal, Stream};
 use crate::stream::websocket::channel::{self, Protocol};
@@ -106,15 +105,12 @@ pub async fn websocket(
     wanted: Wanted,
     protocol: Protocol,
 ) -> Result<Streams, Gone> {
-    let inbound = Inbound {
-        stdin: wanted.stdin.then(Arc::<Queue>::default),
-        resize: wanted.tty.then(Arc::<Queue>::default),
-    };
-    let inlet = |queue: &Option<Arc<Queue>>| queue.clone().map(Inlet::WebSocket);
+    let mut inbound = Inbound::of(channel::COUNT);
+    let mut inlet = |wanted: bool, number| wanted.then(|| Inlet::WebSocket(inbound.open(number)));
     let outlet = |number| Outlet::WebSocket(Channel { wire: Arc::clone(&wire), number, protocol });
     let streams = Streams {
-        stdin: inlet(&inbound.stdin),
-        resize: inlet(&inbound.resize),
+        stdin: inlet(wanted.stdin, channel::STDIN),
+        resize: inlet(wanted.tty, channel::RESIZE),
         stdout: wanted.stdout.then(|| outlet(channel::STDOUT)),
         stderr: (wanted.stderr && !wanted.tty).then(|| outlet(channel::STDERR)),
         error: outlet(channel::ERROR),

@@ -15,6 +15,8 @@ pub const STDOUT: u8 = 1;
 pub const STDERR: u8 = 2;
 pub const ERROR: u8 = 3;
 pub const RESIZE: u8 = 4;
+/// Of exec and attach.
+pub const COUNT: usize = 5;
 const CLOSE: u8 = 255;
 
 /// What the client chose.
@@ -43,9 +45,15 @@ pub const PROTOCOLS: [Protocol; 6] = [
 ];
 
 /// The first of the client's list that is known.
-pub fn choose<'a>(mut wanted: impl Iterator<Item = &'a str>) -> Option<Protocol> {
+pub fn choose<'a>(wanted: impl Iterator<Item = &'a str>) -> Option<Protocol> {
+    choose_among(&PROTOCOLS.map(|protocol| protocol.name), wanted)
+}
+
+/// The first of the client's list that is among these.
+pub fn choose_among<'a>(ours: &[&str], mut wanted: impl Iterator<Item = &'a str>) -> Option<Protocol> {
     let first = wanted.next().unwrap_or("");
-    std::iter::once(first).chain(wanted).find_map(|name| PROTOCOLS.iter().find(|p| p.name == name).copied())
+    let name = std::iter::once(first).chain(wanted).find(|name| ours.contains(name))?;
+    PROTOCOLS.iter().find(|protocol| protocol.name == name).copied()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,20 +67,20 @@ pub enum Incoming {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// What a message says.
-pub fn read(protocol: Protocol, mut message: Bytes) -> Result<Incoming, Broken> {
+/// What a message says, in a session with so many channels.
+pub fn read(protocol: Protocol, count: usize, mut message: Bytes) -> Result<Incoming, Broken> {
     if message.is_empty() {
         return Ok(Incoming::Nothing);
     }
     let first = message.get_u8();
     if protocol.closes && first == CLOSE {
         return match message[..] {
-            [channel] if channel <= RESIZE => Ok(Incoming::Closed { channel }),
+            [channel] if usize::from(channel) < count => Ok(Incoming::Closed { channel }),
             _ => Err(Broken("a close signal that does not name one channel")),
         };
     }
     let channel = if protocol.base64 { first.wrapping_sub(b'0') } else { first };
-    if channel > RESIZE || message.is_empty() {
+    if usize::from(channel) >= count || message.is_empty() {
         // As the peers have it: what belongs to no channel is dropped.
         return Ok(Incoming::Nothing);
     }
@@ -119,10 +127,10 @@ mod tests {
     fn close_signals_are_of_v5_only() {
         let message = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
         let (v4, v5) = (named("v4.channel.k8s.io"), named("v5.channel.k8s.io"));
-        assert_eq!(read(v5, message(&[255, 0])), Ok(Incoming::Closed { channel: 0 }));
-        assert_eq!(read(v4, message(&[255, 0])), Ok(Incoming::Nothing));
+        assert_eq!(read(v5, COUNT, message(&[255, 0])), Ok(Incoming::Closed { channel: 0 }));
+        assert_eq!(read(v4, COUNT, message(&[255, 0])), Ok(Incoming::Nothing));
         for bad in [&[255][..], &[255, 5], &[255, 0, 0]] {
-            assert!(read(v5, message(bad)).is_err(), "{bad:?}");
+            assert!(read(v5, COUNT, message(bad)).is_err(), "{bad:?}");
         }
     }
 
@@ -130,7 +138,7 @@ mod tests {
         #[test]
         fn any_message_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             for protocol in PROTOCOLS {
-                if let Ok(Incoming::Data { channel, content }) = read(protocol, Bytes::from(bytes.clone())) {
+                if let Ok(Incoming::Data { channel, content }) = read(protocol, COUNT, Bytes::from(bytes.clone())) {
                     prop_assert!(channel <= RESIZE && content.len() < bytes.len());
                 }
             }
@@ -140,7 +148,7 @@ mod tests {
         fn base64_goes_both_ways(channel in 0u8..5, content in prop::collection::vec(any::<u8>(), 1..200)) {
             let text = encode(channel, &content);
             prop_assert!(text.is_ascii());
-            let read = read(named("v4.base64.channel.k8s.io"), text.into());
+            let read = read(named("v4.base64.channel.k8s.io"), COUNT, text.into());
             prop_assert_eq!(read, Ok(Incoming::Data { channel, content: content.into() }));
         }
     }

@@ -9,20 +9,26 @@ use crate::stream::chunk::Chunk;
 use crate::stream::queue::Queue;
 use crate::stream::wire::{Gone, Wire};
 
-/// What the client sends on the two channels that are its own.
-#[derive(Default)]
-pub struct Inbound {
-    pub stdin: Option<Arc<Queue>>,
-    pub resize: Option<Arc<Queue>>,
-}
+/// What the client sends, by its channel; nothing is expected on the others.
+pub struct Inbound(Vec<Option<Arc<Queue>>>);
 
 impl Inbound {
-    fn of(&self, channel: u8) -> Option<&Arc<Queue>> {
-        match channel {
-            channel::STDIN => self.stdin.as_ref(),
-            channel::RESIZE => self.resize.as_ref(),
-            _ => None,
+    /// A session has so many channels.
+    pub fn of(count: usize) -> Self {
+        Self(vec![None; count])
+    }
+
+    /// Where this channel's bytes come.
+    pub fn open(&mut self, channel: u8) -> Arc<Queue> {
+        let queue = Arc::<Queue>::default();
+        if let Some(place) = self.0.get_mut(usize::from(channel)) {
+            *place = Some(Arc::clone(&queue));
         }
+        queue
+    }
+
+    fn get(&self, channel: u8) -> Option<&Arc<Queue>> {
+        self.0.get(usize::from(channel))?.as_ref()
     }
 }
 
@@ -35,9 +41,9 @@ pub async fn serve(wire: Arc<Wire>, mut messages: Messages, protocol: Protocol, 
             () = wire.gone() => None,
         };
         let Some(message) = message else { break };
-        match channel::read(protocol, message) {
+        match channel::read(protocol, inbound.0.len(), message) {
             Ok(Incoming::Data { channel, content }) => {
-                if let Some(queue) = inbound.of(channel) {
+                if let Some(queue) = inbound.get(channel) {
                     tokio::select! {
                         biased;
                         () = queue.push(content) => {}
@@ -47,7 +53,7 @@ pub async fn serve(wire: Arc<Wire>, mut messages: Messages, protocol: Protocol, 
                 }
             }
             Ok(Incoming::Closed { channel }) => {
-                if let Some(queue) = inbound.of(channel) {
+                if let Some(queue) = inbound.get(channel) {
                     queue.end();
                 }
             }
@@ -58,7 +64,7 @@ pub async fn serve(wire: Arc<Wire>, mut messages: Messages, protocol: Protocol, 
             }
         }
     }
-    for queue in [&inbound.stdin, &inbound.resize].into_iter().flatten() {
+    for queue in inbound.0.iter().flatten() {
         queue.end();
     }
     wire.go();
