@@ -12,6 +12,9 @@ pub mod container;
 pub mod cri;
 pub mod error;
 pub mod flight;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod image;
 pub mod keeper;
 pub mod network;

@@ -1,6 +1,8 @@
 //! Images: references, registries, layers, the store.
 
 mod digest;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod import;
 mod layer;
 mod manifest;

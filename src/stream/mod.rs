@@ -11,6 +11,8 @@
 mod attach;
 mod chunk;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod port_forward;
 mod queue;
 mod remote_command;

@@ -11,6 +11,8 @@ mod challenge;
 mod client;
 mod dns;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod host;
 mod hosts_toml;
 mod registries_conf;

@@ -236,8 +236,8 @@ pub fn window_update(stream: u32, delta: u32) -> Vec<u8> {
     encode(WINDOW_UPDATE, &[stream, delta], &[])
 }
 
-/// What a client sends; for tests.
-#[cfg(test)]
+/// What a client sends; for tests and fuzzing.
+#[cfg(any(test, fuzzing))]
 pub mod client {
     use super::*;
 

@@ -85,7 +85,7 @@ impl Reader {
 }
 
 /// Names are lower case, not empty and come once; the block holds them and nothing else.
-fn parse(mut block: &[u8]) -> Result<Headers, Broken> {
+pub fn parse(mut block: &[u8]) -> Result<Headers, Broken> {
     let count = number(&mut block)?;
     if count > MAX_PAIRS {
         return Err(Broken("too many headers"));
@@ -140,8 +140,8 @@ pub fn empty_block(first: bool) -> Vec<u8> {
     block
 }
 
-/// What a client does; for tests.
-#[cfg(test)]
+/// What a client does; for tests and fuzzing.
+#[cfg(any(test, fuzzing))]
 pub mod client {
     use flate2::{Compress, Compression, FlushCompress};
 

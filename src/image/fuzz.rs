@@ -1,0 +1,113 @@
+//! Fuzz targets: what registries, archives and configuration files say.
+
+use std::path::Path;
+
+use super::manifest::Manifest;
+use super::reference::{self, Query, Reference};
+pub use super::registry::fuzz::*;
+use super::unpack::{self, Limits};
+
+/// What is accepted has a canonical form, which means the same.
+pub fn reference(data: &[u8]) {
+    if let Ok(parsed) = Reference::parse(data) {
+        let shown = parsed.to_string();
+        assert_eq!(Reference::parse(shown.as_bytes()), Ok(parsed), "{shown}");
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = (Query::parse(text), reference::is_short(text));
+    }
+}
+
+pub fn manifest(data: &[u8]) {
+    for kind in [
+        "",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    ] {
+        if let Ok(Manifest::Image { layers, .. }) = Manifest::parse(data, kind) {
+            layers.iter().for_each(|layer| drop(layer.check_layer()));
+        }
+    }
+}
+
+/// A layer stays inside its directory, and within its limits.
+pub fn tar_layer(data: &[u8]) {
+    let place = std::env::temp_dir().join(format!("podwright-fuzz-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&place);
+    let root = place.join("root");
+    std::fs::create_dir_all(&root).expect("a directory");
+    std::fs::write(place.join("canary"), "sings").expect("a file");
+    let limits = Limits { bytes: 1 << 20, entries: 64, depth: 16 };
+    if let Ok(applied) = unpack::apply(data, &root, Some(&place.join("manifest")), limits) {
+        assert!(applied.implied.len() <= 64 * 16);
+    }
+    assert_eq!(names(&place), ["canary", "manifest", "root"]);
+    assert_eq!(std::fs::read(place.join("canary")).ok().as_deref(), Some(&b"sings"[..]));
+    let _ = std::fs::remove_dir_all(&place);
+}
+
+fn names(place: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+pub fn reference_seeds() -> Vec<Vec<u8>> {
+    let digest = format!("busybox@sha256:{}", "0f".repeat(32));
+    texts(&["busybox", "docker.io/library/busybox:1.36", "[::1]:5000/a/b_c--d:x", "localhost/a", &digest])
+}
+
+pub fn manifest_seeds() -> Vec<Vec<u8>> {
+    let digest = format!("sha256:{}", "0f".repeat(32));
+    let blob = format!(
+        "{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"{digest}\",\"size\":9}}"
+    );
+    let image = format!("{{\"schemaVersion\":2,\"config\":{blob},\"layers\":[{blob}]}}");
+    let platform = "{\"architecture\":\"arm64\",\"os\":\"linux\",\"variant\":\"v8\"}";
+    let entry = format!("{{\"digest\":\"{digest}\",\"size\":1,\"platform\":{platform}}}");
+    texts(&[&image, &format!("{{\"schemaVersion\":2,\"manifests\":[{entry},{entry}]}}")])
+}
+
+/// A header of ustar and its content, padded.
+fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    for (at, value) in [(100, 0o755), (108, 0), (116, 0), (124, content.len()), (136, 0)] {
+        let width = if at < 124 { 7 } else { 11 };
+        header[at..at + width].copy_from_slice(format!("{value:0width$o}").as_bytes());
+    }
+    header[156] = kind;
+    header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let padding = content.len().next_multiple_of(512) - content.len();
+    [&header[..], content, &vec![0; padding]].concat()
+}
+
+pub fn tar_seeds() -> Vec<Vec<u8>> {
+    let plain = [
+        entry("dir/", b'5', "", b""),
+        entry("dir/file", b'0', "", b"content"),
+        entry("dir/link", b'2', "../../../etc", b""),
+        entry("dir/link/under", b'0', "", b"x"),
+        entry("hard", b'1', "dir/file", b""),
+        entry("dir/.wh.gone", b'0', "", b""),
+        entry("dir/.wh..wh..opq", b'0', "", b""),
+        vec![0; 1024],
+    ];
+    let extended = [
+        entry("pax", b'x', "", b"16 path=../evil\n28 SCHILY.xattr.user.a=\xff\x00b\n"),
+        entry("name", b'0', "", b""),
+        entry("long", b'L', "", &[b'a'; 300]),
+        entry("fifo", b'6', "", b""),
+        entry("/absolute", b'0', "", b""),
+    ];
+    vec![plain.concat(), extended.concat(), entry("../up", b'0', "", b"x")]
+}
