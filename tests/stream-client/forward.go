@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/httpstream"
-	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -121,7 +120,7 @@ func forward(s server, t transport, ports ...uint16) (*forwarder, error) {
 }
 
 func (t transport) dialer(target string) (httpstream.Dialer, error) {
-	config := &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{Insecure: true}}
+	config := clientConfig()
 	u, err := url.Parse(target)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ var (
 	pod       = flag.String("pod", "", "`ID` of its pod")
 	netns     = flag.String("netns", "", "`path` of the pod's network namespace; empty: the node's")
 	megabytes = flag.Int("mb", 64, "MiB for each bulk transfer")
+	ca        = flag.String("ca", "", "`file` with the server's certificate; empty: any is taken")
 	only      = flag.String("run", "", "only what has this in its `name`")
 )
 
@@ -103,8 +104,12 @@ func (t transport) run(s server, argv []string, o remotecommand.StreamOptions) e
 	return executor.StreamWithContext(ctx, o)
 }
 
+func clientConfig() *restclient.Config {
+	return &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{Insecure: *ca == "", CAFile: *ca}}
+}
+
 func (t transport) executor(target string) (remotecommand.Executor, error) {
-	config := &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{Insecure: true}}
+	config := clientConfig()
 	if t == wsTransport {
 		return remotecommand.NewWebSocketExecutor(config, "GET", target)
 	}

@@ -1,12 +1,14 @@
 //! Exec sessions: what reaches the program and what comes back, and who outlives whom.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podwright::cri::wire as cri;
 use tonic::Code;
 
 use super::client::{Session, V4, V5, exec_url, raise_loopback};
-use crate::harness::{Daemon, pod, script};
+use super::spdy;
+use crate::harness::{Daemon, hierarchies, pod, script};
 
 async fn start() -> (Daemon, String) {
     let daemon = Daemon::start().await;
@@ -58,6 +60,55 @@ async fn behaviour_16_streams_and_status_over_every_protocol() {
         ..cri::ExecRequest::default()
     };
     assert_eq!(daemon.runtime().exec(exec("unknown")).await.unwrap_err().code(), Code::NotFound);
+    daemon.finish().await;
+}
+
+/// Kubernetes' library speaks the fourth alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_16_every_version_over_spdy() {
+    let (daemon, id) = start().await;
+    let versions = [
+        "v4.channel.k8s.io",
+        "v3.channel.k8s.io",
+        "v2.channel.k8s.io",
+        "channel.k8s.io",
+        "",
+        "v9, v2.channel.k8s.io",
+    ];
+    for version in versions {
+        for (end, text) in [("true", ""), ("exit 3", "exit status 3")] {
+            let script = format!("cat; echo apart >&2; {end}");
+            let url = exec_url(&daemon, &id, &["sh", "-c", &script], false).await;
+            let mut client = spdy::Client::open(&daemon, &url, version).await;
+            let mut streams = BTreeMap::new();
+            for kind in ["error", "stdin", "stdout", "stderr"] {
+                streams.insert(client.syn(&[("streamtype", kind)]).await, kind);
+            }
+            let (stdin, _) = streams.iter().find(|(_, kind)| **kind == "stdin").unwrap();
+            client.data(*stdin, false, b"to and").await;
+            client.data(*stdin, true, b" fro").await;
+            let mut said: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+            let mut ended = 0;
+            while ended < 3 {
+                if let spdy::Frame::Data { stream, fin, content } = client.frame().await.unwrap() {
+                    said.entry(streams[&stream]).or_default().extend(content);
+                    ended += usize::from(fin);
+                }
+            }
+            assert_eq!(
+                (&said["stdout"][..], &said["stderr"][..]),
+                (&b"to and fro"[..], &b"apart\n"[..]),
+                "{version}"
+            );
+            let error = String::from_utf8(said.remove("error").unwrap()).unwrap();
+            if version.starts_with("v4") {
+                let status: serde_json::Value = serde_json::from_str(&error).unwrap();
+                assert_eq!(status["status"] == "Success", text.is_empty(), "{error}");
+            } else {
+                assert!(error.ends_with(text) && error.is_empty() == text.is_empty(), "{version}: {error}");
+            }
+        }
+    }
     daemon.finish().await;
 }
 
@@ -153,22 +204,53 @@ async fn the_death_of_the_keeper_ends_no_session() {
     daemon.finish().await;
 }
 
+/// Cgroups of execs.
+fn exec_cgroups(daemon: &Daemon) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut pending: Vec<std::path::PathBuf> =
+        hierarchies().into_iter().map(|mount| format!("{mount}{}", daemon.cgroup()).into()).collect();
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let exec = entry.file_name().to_string_lossy().starts_with("exec-");
+                if exec { &mut found } else { &mut pending }.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_death_of_the_daemon_ends_sessions_and_no_container() {
     let (mut daemon, id) = start().await;
     let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &["cat"], false).await, V4).await;
     session.send(0, b"up\n").await;
     session.until("up").await;
+    // One that does not notice, and one with a child that goes on.
+    let argv = ["sh", "-c", "echo up; exec sleep 803 </dev/null >/dev/null 2>&1"];
+    let mut deaf = Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, V4).await;
+    deaf.until("up").await;
+    let argv = ["sh", "-c", "sleep 804 </dev/null >/dev/null 2>&1 & echo up; cat"];
+    let mut parent = Session::open(&daemon, &exec_url(&daemon, &id, &argv, false).await, V4).await;
+    parent.until("up").await;
+    assert_eq!(exec_cgroups(&daemon).len(), 3);
     daemon.kill();
-    session.end().await;
+    for session in [session, deaf, parent] {
+        session.end().await;
+    }
     daemon.start_again().await;
     raise_loopback(&daemon);
     assert_eq!(daemon.status(&id).await.state, cri::ContainerState::ContainerRunning as i32);
-    eventually("the program of the session has ended", async || {
-        let ps = daemon.exec(&id, &["sh", "-c", "ps -o args | grep -v grep | grep -c '^cat'"]).await;
+    eventually("the programs of the sessions have ended", async || {
+        let ps = daemon
+            .exec(&id, &["sh", "-c", "ps -o args | grep -v grep | grep -c -e ^cat -e '^sleep 803'"])
+            .await;
         ps.unwrap().stdout == b"0\n"
     })
     .await;
+    eventually("their cgroups are gone", async || exec_cgroups(&daemon).len() <= 1).await;
+    let ps = daemon.exec(&id, &["sh", "-c", "ps -o args | grep -c '^sleep 804'"]).await.unwrap();
+    assert_eq!(ps.stdout, b"1\n", "a child that the session left behind");
     let session = Session::open(&daemon, &exec_url(&daemon, &id, &["true"], false).await, V4).await;
     assert_eq!(session.end().await.exit_code(), 0);
     daemon.finish().await;

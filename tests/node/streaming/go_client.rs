@@ -1,13 +1,14 @@
 //! Kubernetes' own client library, over SPDY and WebSocket: `tests/stream-client`, where Go is.
 //! STREAM_MB: how much each bulk transfer moves (64).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use super::client::raise_loopback;
 use crate::harness::{Daemon, pod, script};
 
-fn build() -> Option<std::path::PathBuf> {
+fn build() -> Option<PathBuf> {
     let go = ["go", "/usr/local/go/bin/go"]
         .into_iter()
         .find(|go| Command::new(go).arg("version").output().is_ok());
@@ -22,29 +23,29 @@ fn build() -> Option<std::path::PathBuf> {
     Some(program)
 }
 
+/// Built once. None: there is no Go here.
+pub async fn program() -> Option<PathBuf> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    tokio::task::spawn_blocking(|| BUILT.get_or_init(build).clone()).await.unwrap()
+}
+
+/// Runs it in the daemon's network; what it finds wrong fails the test.
+pub fn run(daemon: &Daemon, program: &Path, pod: &str, container: &str, arguments: &[&str]) {
+    let netns = daemon.dir.path().join("netns").join(format!("podwright-{}", &pod[..16]));
+    let socket = daemon.dir.path().join("cri.sock");
+    let place = ["-cri", socket.to_str().unwrap(), "-container", container, "-pod", pod];
+    let netns = ["-netns", netns.to_str().unwrap()];
+    daemon.in_namespaces(program.to_str().unwrap(), &[&place[..], &netns, arguments].concat());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_kubernetes_clients_do() {
-    let Some(program) = tokio::task::spawn_blocking(build).await.unwrap() else { return };
+    let Some(program) = program().await else { return };
     let daemon = Daemon::start().await;
     raise_loopback(&daemon);
     let pod = daemon.run_pod(pod("go-client")).await;
     let id = daemon.run(&pod, script("main", "mkdir -p /tmp; sleep 10000")).await;
-    let netns = daemon.dir.path().join("netns").join(format!("podwright-{}", &pod.0[..16]));
-    let socket = daemon.dir.path().join("cri.sock");
     let megabytes = std::env::var("STREAM_MB").unwrap_or_else(|_| "64".into());
-    let arguments = [
-        "-cri",
-        socket.to_str().unwrap(),
-        "-container",
-        &id,
-        "-pod",
-        &pod.0,
-        "-netns",
-        netns.to_str().unwrap(),
-        "-mb",
-        &megabytes,
-        "check",
-    ];
-    daemon.in_namespaces(program.to_str().unwrap(), &arguments);
+    run(&daemon, &program, &pod.0, &id, &["-mb", &megabytes, "check"]);
     daemon.finish().await;
 }

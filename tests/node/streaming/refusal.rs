@@ -86,12 +86,25 @@ async fn who_is_slow_or_long_winded_costs_nothing() {
     let pod = daemon.run_pod(pod("slow")).await;
     let id = daemon.run(&pod, script("main", "sleep 1000")).await;
     let url = exec_url(&daemon, &id, &["true"], false).await;
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    let before = memory();
+    let begun = format!("GET /exec/x HTTP/1.1\r\nX-Slow: {}", "x".repeat(30_000));
     let mut slow = Vec::new();
     for _ in 0..1100 {
         let mut tcp = connect(&daemon, &url).await;
-        let _ = tcp.write_all(b"GET /exec/x HTTP/1.1\r\nX-Slow: ").await;
+        let _ = tcp.write_all(begun.as_bytes()).await;
         slow.push(tcp);
     }
+    let port = url.split('/').nth(2).unwrap().rsplit_once(':').unwrap().1;
+    let filter = format!("sport = :{port}");
+    let served = daemon.in_netns("ss", &["-tnH", "state", "established", &filter]).lines().count();
+    assert!(served <= 1050, "{served} connections are open");
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 80 << 20, "they cost {grown} bytes");
     let long = format!("X-Long: {}\r\n", "x".repeat(100_000));
     let (status, answer) = ask(&daemon, &url, "GET", "/exec/x", &long).await;
     assert!(matches!(status, 431 | 400 | 0), "{answer}");
