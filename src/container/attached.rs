@@ -4,6 +4,7 @@
 //! ```text
 //! before 6.8    overlay: layers by mount(2), named by fd numbers relative to /proc/thread-self/fd
 //! before 6.15   /dev/shm: in a mount namespace of the pod, which holds nothing else
+//!               a part of an image as a volume: taken out of the whole in such a namespace
 //! before 6.17   procfs of a joined PID namespace: a clone of one that was mounted inside it
 //! ```
 //!
@@ -34,12 +35,17 @@ pub const INIT_PROC: &str = "/root";
 
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
-/// A volatile overlay of `layers` (topmost first), attached at `at` in a namespace that ends at once.
+/// An overlay of `layers` (topmost first), attached at `at` in a namespace that ends at once: volatile
+/// with `upper` (the upper and the work directory), without it the layers alone, at least two.
 ///
 /// mount(2) takes one page of options, which paths of many layers exceed, and fsconfig 255 bytes: so
 /// each is named by the number of a descriptor, and any path will do.
-pub fn overlay(layers: &[impl AsRef<Path> + Sync], upper: &Path, work: &Path, at: &Path) -> Result<OwnedFd> {
-    let step = || format!("mounting the overlay of {} layers on {}", layers.len(), upper.display());
+pub fn overlay(
+    layers: &[impl AsRef<Path> + Sync],
+    upper: Option<(&Path, &Path)>,
+    at: &Path,
+) -> Result<OwnedFd> {
+    let step = || format!("mounting the overlay of {} layers on {}", layers.len(), at.display());
     on_a_thread(|| {
         unshare_mounts().step(step)?;
         // What the host unmounts goes here as well; what is mounted here stays here.
@@ -50,14 +56,16 @@ pub fn overlay(layers: &[impl AsRef<Path> + Sync], upper: &Path, work: &Path, at
             rustix::fs::open(path, flags, Mode::empty()).step(|| format!("opening {}", path.display()))
         };
         let lower = layers.iter().map(|layer| open(layer.as_ref())).collect::<Result<Vec<_>>>()?;
-        let (upper, work) = (open(upper)?, open(work)?);
+        let upper = match upper {
+            Some((upper, work)) => Some((open(upper)?, open(work)?)),
+            None => None,
+        };
         let names: Vec<String> = lower.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},volatile",
-            names.join(":"),
-            upper.as_raw_fd(),
-            work.as_raw_fd()
-        );
+        let mut options = format!("lowerdir={}", names.join(":"));
+        if let Some((upper, work)) = &upper {
+            let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+            options += &format!(",upperdir={upper},workdir={work},volatile");
+        }
         rustix::process::chdir("/proc/thread-self/fd").step(step)?;
         let options = std::ffi::CString::new(options).map_err(|e| Error::internal(e.to_string()))?;
         rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), &*options).step(step)?;
@@ -68,7 +76,7 @@ pub fn overlay(layers: &[impl AsRef<Path> + Sync], upper: &Path, work: &Path, at
 /// Puts a detached mount into a mount namespace that holds nothing else, and returns that: an fd to
 /// [`clone`] from.
 pub fn keep(mount: OwnedFd) -> Result<OwnedFd> {
-    let step = || "making a mount namespace for the pod's /dev/shm";
+    let step = || "making a mount namespace that holds one mount";
     on_a_thread(|| {
         unshare_mounts().step(step)?;
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step(step)?;
@@ -93,10 +101,25 @@ pub fn keep(mount: OwnedFd) -> Result<OwnedFd> {
 
 /// A detached mount of what [`keep`] put into `namespace`.
 pub fn clone(namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let step = || "cloning the pod's /dev/shm";
+    let step = || "cloning the mount of a mount namespace";
     on_a_thread(|| {
         enter_mounts(namespace).step(step)?;
         open_tree(CWD, KEPT, CLONE).step(step)
+    })
+}
+
+/// The same of what `find` opens below it.
+pub fn clone_part(
+    namespace: BorrowedFd<'_>,
+    find: impl FnOnce(BorrowedFd<'_>) -> Result<OwnedFd> + Send,
+) -> Result<OwnedFd> {
+    let step = || "cloning a part of the mount of a mount namespace";
+    on_a_thread(|| {
+        enter_mounts(namespace).step(step)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let whole = rustix::fs::open(KEPT, flags, Mode::empty()).step(step)?;
+        let part = find(whole.as_fd())?;
+        open_tree(&part, "", CLONE | OpenTreeFlags::AT_EMPTY_PATH).step(step)
     })
 }
 
@@ -156,12 +179,15 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
-        let mount =
-            overlay(&layers, &dir.path().join("upper"), &dir.path().join("work"), dir.path()).unwrap();
+        let mount = overlay(&layers, Some((&dir.path().join("upper"), &dir.path().join("work"))), dir.path())
+            .unwrap();
         let there = std::fs::read_dir(format!("/proc/self/fd/{}", mount.as_raw_fd())).unwrap().count();
         assert_eq!(there, 101);
         let topmost = std::fs::read(format!("/proc/self/fd/{}/topmost", mount.as_raw_fd())).unwrap();
         assert_eq!(topmost, b"0");
+        let read_only = overlay(&layers, None, &layers[0]).unwrap();
+        let there = std::fs::read_dir(format!("/proc/self/fd/{}", read_only.as_raw_fd())).unwrap().count();
+        assert_eq!(there, 101);
         assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(), before);
     }
 
@@ -178,6 +204,30 @@ mod tests {
         drop(namespace);
         rustix::fs::mkdirat(&one, "made", Mode::RWXU).unwrap();
         assert!(rustix::fs::statat(&two, "made", rustix::fs::AtFlags::empty()).is_ok());
+    }
+
+    #[test]
+    fn b43_a_part_of_a_kept_mount_is_cloned_without_the_rest() {
+        if !is_root() {
+            return;
+        }
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_create(&context).unwrap();
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+        rustix::fs::mkdirat(&mount, "part", Mode::RWXU).unwrap();
+        rustix::fs::mkdirat(&mount, "part/inside", Mode::RWXU).unwrap();
+        let namespace = keep(mount).unwrap();
+        let find = |whole: BorrowedFd<'_>| {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            rustix::fs::openat(whole, "part", flags, Mode::empty()).step(|| "looking for the part")
+        };
+        let part = clone_part(namespace.as_fd(), find).unwrap();
+        let is_there = |path: &str| rustix::fs::statat(&part, path, rustix::fs::AtFlags::empty()).is_ok();
+        assert!(is_there("inside") && !is_there("part"));
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let above = rustix::fs::openat(&part, "..", flags, Mode::empty()).unwrap();
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(&above), inode(&part), "nothing is above it");
     }
 
     #[test]

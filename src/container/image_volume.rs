@@ -44,14 +44,17 @@ pub fn open(mount: &Mount, layers: &[PathBuf]) -> Result<Volume> {
         // By the kernel, inside the image: no symbolic link leads out of it.
         path => {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            let opened = openat2(&whole, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
-            let part = opened.map_err(|e| match e {
-                Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-                    Error::invalid(format!("{}: the image has no {path:?}", step()))
-                }
-                e => Error::io(format!("{}: opening {path:?}", step()), e),
-            })?;
-            rootfs::clone(part.as_fd()).step(step)?
+            let part = rootfs::part(whole, |whole| {
+                openat2(whole, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(|e| {
+                    match e {
+                        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+                            Error::invalid(format!("the image has no {path:?}"))
+                        }
+                        e => Error::io(format!("opening {path:?}"), e),
+                    }
+                })
+            });
+            part.step(step)?
         }
     };
     let stat = fstat(&tree).step(step)?;

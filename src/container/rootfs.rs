@@ -10,12 +10,12 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
-use crate::Result;
 use crate::container::attached;
 use crate::error::Step;
 use crate::network::namespace::NSFS_MAGIC;
 use crate::sys::mount::{MOUNT_ATTR_RDONLY, MountAttr, set_attributes};
 use crate::sys::probe;
+use crate::{Error, Result};
 
 /// fsconfig takes strings of up to 255 bytes.
 const LONGEST: usize = 255;
@@ -30,7 +30,7 @@ pub fn mount(layers: &[PathBuf], directory: &Path) -> Result<OwnedFd> {
         fs::create_dir_all(path).step(|| format!("making directory {}", path.display()))?;
     }
     if probe::single_layers().is_err() {
-        return attached::overlay(layers, &upper, &work, directory);
+        return attached::overlay(layers, Some((&upper, &work)), directory);
     }
     let overlay =
         fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(|| "opening the overlay file system")?;
@@ -54,7 +54,10 @@ pub fn mount(layers: &[PathBuf], directory: &Path) -> Result<OwnedFd> {
 
 /// The layers alone, the topmost first, at least two.
 pub fn read_only(layers: &[PathBuf]) -> Result<OwnedFd> {
-    probe::single_layers().step(|| "mounting an image as a volume")?;
+    if probe::single_layers().is_err() {
+        let topmost = layers.first().ok_or_else(|| Error::internal("an overlay of no layers"))?;
+        return attached::overlay(layers, None, topmost);
+    }
     let overlay =
         fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(|| "opening the overlay file system")?;
     let mut held = Vec::new();
@@ -94,6 +97,16 @@ pub fn clone(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     open_tree(mount, "", flags).step(step)
+}
+
+/// A detached mount of what `find` opens below a detached mount.
+pub fn part(whole: OwnedFd, find: impl FnOnce(BorrowedFd<'_>) -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
+    let whole = clonable(whole)?;
+    if probe::detached_clones().is_ok() {
+        clone(find(whole.as_fd())?.as_fd())
+    } else {
+        attached::clone_part(whole.as_fd(), find)
+    }
 }
 
 /// A small tmpfs with empty directories to mount on.

@@ -85,11 +85,12 @@ fn mounts() -> Vec<Finding> {
             Err(errno) => Finding::missing("mount_setattr", text(errno)),
         },
         match probe::detached_clones() {
-            Ok(()) => Finding::ok("clones of detached mounts", "/dev/shm is shared by descriptor"),
+            Ok(()) => Finding::ok("clones of detached mounts", "/dev/shm and parts of images, by descriptor"),
             Err(errno) => Finding::degraded(
                 "clones of detached mounts",
                 format!(
-                    "{} (Linux 6.15 has them): /dev/shm is cloned from a mount namespace of the pod",
+                    "{} (Linux 6.15 has them): /dev/shm and parts of images are cloned in mount namespaces \
+                     of their own",
                     text(errno)
                 ),
             ),
