@@ -191,7 +191,7 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
     let exit_path = node.layout.container(&id).join("exit.json");
     let ended: Option<Ending> = record::read(&exit_path).unwrap_or_else(|error| {
         tracing::warn!(container = id, %error, "the exit record is damaged");
-        Some(lost(error.message))
+        Some(lost(node, &id, error.message))
     });
     if let Some(ending) = ended {
         node.containers.insert(&id, Arc::new(Container::new(record, Phase::Exited(ending))));
@@ -219,7 +219,7 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
             let ending = match (found, failed) {
                 (_, Some(message)) => end::start_error(message),
                 (Found::Ended { exit, started_at }, None) => end::ending(node, &container, exit, started_at),
-                _ => lost(LOST.into()),
+                _ => lost(node, &id, LOST.into()),
             };
             end::conclude(node, &container, ending).await;
             return;
@@ -256,8 +256,10 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
     }
 }
 
-fn lost(message: String) -> Ending {
+/// Of an end that nobody saw; of the start there is the note.
+fn lost(node: &Node, id: &str, message: String) -> Ending {
     Ending {
+        started_at: note(node, id).and_then(|note| note.started_at()).unwrap_or_default(),
         finished_at: table::now(),
         exit_code: 255,
         reason: "ContainerStatusUnknown".into(),
