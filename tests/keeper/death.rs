@@ -181,7 +181,7 @@ async fn what_ended_while_the_connection_was_down_is_told_when_it_is_made_again(
     .await;
     // It tells the rival of the end, before it reads what we say.
     kill_process(pid, Signal::CONT).unwrap();
-    let exit = tokio::time::timeout(Duration::from_secs(20), again.exited()).await;
+    let exit = tokio::time::timeout(Duration::from_secs(200), again.exited()).await;
     assert_eq!(exit.expect("the end is told").status, Status::Code(0));
     drop(rival);
     eventually(|| node.keeper.alive()).await;

@@ -307,7 +307,7 @@ pub fn read_all(fd: &OwnedFd) -> String {
 
 /// Waits for what must come, however slow the machine is.
 pub async fn eventually(mut condition: impl FnMut() -> bool) {
-    for _ in 0..3000 {
+    for _ in 0..20_000 {
         if condition() {
             return;
         }

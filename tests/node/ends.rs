@@ -73,7 +73,7 @@ async fn behaviour_11_stopping() {
         daemon.stop(&id, 1).await
     };
     let (first, second) =
-        tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(first, second) }).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(300), async { tokio::join!(first, second) }).await.unwrap();
     first.unwrap();
     second.unwrap();
     let status = daemon.status(&id).await;
@@ -153,7 +153,7 @@ async fn behaviour_14_events() {
         (&one.0, ContainerDeletedEvent),
     ];
     for (id, kind) in expected {
-        let event = tokio::time::timeout(Duration::from_secs(20), events.message())
+        let event = tokio::time::timeout(Duration::from_secs(200), events.message())
             .await
             .expect("an event")
             .unwrap()
@@ -190,7 +190,7 @@ async fn behaviour_11_a_longer_stop_does_not_lengthen_the_first() {
     };
     let both = async { tokio::join!(daemon.stop(&id, 2), second) };
     let (first, second) =
-        tokio::time::timeout(Duration::from_secs(60), both).await.expect("the first limit holds");
+        tokio::time::timeout(Duration::from_secs(300), both).await.expect("the first limit holds");
     first.unwrap();
     second.unwrap();
     let status = daemon.status(&id).await;
@@ -216,7 +216,7 @@ impl StuckFs {
     }
 
     async fn has_said(at: &std::path::Path, word: &str) {
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             if std::fs::read_to_string(at.with_extension("log")).unwrap().lines().any(|line| line == word) {
                 return;
             }
@@ -281,7 +281,7 @@ async fn behaviour_41_the_exit_code_survives_the_keeper() {
         let keeper = daemon.keeper_pid();
         kill(keeper, 19);
         std::fs::write(daemon.dir.path().join("shared").join(name), "").unwrap();
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             if is_zombie(pid) {
                 break;
             }
@@ -315,7 +315,7 @@ async fn behaviour_41_an_exit_that_nobody_saw_is_no_success() {
     daemon.kill();
     kill(keeper, 9);
     kill(pid, 9);
-    for _ in 0..2000 {
+    for _ in 0..20_000 {
         if !std::path::Path::new(&format!("/proc/{pid}")).exists() || is_zombie(pid) {
             break;
         }

@@ -162,7 +162,7 @@ impl Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::write(format!("{root}/cgroup.kill"), "1");
-        for _ in 0..200 {
+        for _ in 0..2000 {
             let events = std::fs::read_to_string(format!("{root}/cgroup.events")).unwrap_or_default();
             if !events.contains("populated 1") {
                 break;
@@ -188,7 +188,7 @@ impl Daemon {
             runtime.remove_pod_sandbox(request).await.expect("every pod can be removed");
         }
         let mut left = self.leftovers();
-        for _ in 0..50 {
+        for _ in 0..600 {
             if left.is_empty() {
                 break;
             }
@@ -305,7 +305,7 @@ fn spawn(dir: &Path, namespaces: Option<&Namespaces>) -> Child {
 
 async fn connect(socket: &Path) -> Channel {
     let path = socket.to_owned();
-    for _ in 0..400 {
+    for _ in 0..1600 {
         let path = path.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let path = path.clone();

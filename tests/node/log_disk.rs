@@ -10,7 +10,7 @@ use crate::harness::{Daemon, context, namespaces, nsenter, pod, read_log, script
 
 /// Waits until the log has this line.
 async fn until_line(path: &Path, line: &str) {
-    for _ in 0..2000 {
+    for _ in 0..20_000 {
         if path.exists() && read_log(path).iter().any(|(_, text)| text == line) {
             return;
         }
@@ -88,7 +88,7 @@ async fn behaviour_39_a_full_disk_blocks_and_shows_in_the_status() {
     let made = daemon.run_pod(config).await;
     let id = daemon.run(&made, count_to("main", 3)).await;
     let mut status = daemon.status(&id).await;
-    for _ in 0..2000 {
+    for _ in 0..20_000 {
         if !status.message.is_empty() {
             break;
         }

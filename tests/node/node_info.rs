@@ -97,7 +97,7 @@ async fn behaviour_31_readiness_handlers_and_configuration() {
     let list = r#"{"cniVersion":"1.0.0","name":"late","plugins":[{"type":"loopback"}]}"#;
     std::fs::write(directory.path().join("10-late.conflist"), list).unwrap();
     let mut ready = false;
-    for _ in 0..1000 {
+    for _ in 0..10_000 {
         ready = condition(&node_status(&daemon).await, "NetworkReady").status;
         if ready {
             break;

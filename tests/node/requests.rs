@@ -109,10 +109,10 @@ impl Daemon {
         self.runtime().remove_container(request).await.map(drop)
     }
 
-    /// The log of a running container once it has this many lines (up to 20 s).
+    /// The log of a running container once it has this many lines (up to 200 s: emulated processors are slow).
     pub async fn lines_of(&self, id: &str, count: usize) -> Vec<(String, String)> {
         let path = self.status(id).await.log_path;
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             let lines = read_log(Path::new(&path));
             if lines.len() >= count {
                 return lines;
@@ -122,9 +122,9 @@ impl Daemon {
         panic!("the log does not get {count} lines: {:?}", read_log(Path::new(&path)));
     }
 
-    /// Waits (up to 20 s) until a container has ended, and returns its status.
+    /// Waits (up to 200 s, processors may be emulated) until a container has ended, and returns its status.
     pub async fn wait(&self, id: &str) -> cri::ContainerStatus {
-        for _ in 0..2000 {
+        for _ in 0..20_000 {
             let status = self.status(id).await;
             if status.state == cri::ContainerState::ContainerExited as i32 {
                 return status;

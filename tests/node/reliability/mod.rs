@@ -77,7 +77,7 @@ pub fn assert_code_of_orphan(status: &cri::ContainerStatus, code: i32) {
     }
 }
 
-/// Waits (up to 20 s, on an emulated processor longer) until a condition holds.
+/// Waits (up to 200 s, processors may be emulated) until a condition holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..20_000 {
         if holds() {
@@ -133,7 +133,7 @@ impl Daemon {
 
     /// An exec as kubelet's prober does it: one that met a keeper's death is tried again.
     pub async fn exec_again(&self, id: &str, argv: &[&str]) -> cri::ExecSyncResponse {
-        for _ in 0..500 {
+        for _ in 0..5000 {
             match self.exec(id, argv).await {
                 Ok(output) => return output,
                 Err(status) if status.code() == tonic::Code::Unavailable => {}

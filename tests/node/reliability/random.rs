@@ -328,7 +328,7 @@ impl Worker {
     }
 
     async fn wait(&self, id: &str) -> cri::ContainerStatus {
-        for _ in 0..3000 {
+        for _ in 0..20_000 {
             let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: false };
             let status = retry(|| {
                 let (mut runtime, request) = (self.runtime.clone(), request.clone());

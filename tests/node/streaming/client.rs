@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::harness::Daemon;
 
 /// More than anything here takes.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 pub const V4: &str = "v4.channel.k8s.io";
 pub const V5: &str = "v5.channel.k8s.io";

@@ -18,9 +18,9 @@ async fn start() -> (Daemon, String) {
     (daemon, id)
 }
 
-/// Waits for something that the kernel does in its own time (up to 20 s).
+/// Waits for something that the kernel does in its own time (up to 200 s).
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..400 {
+    for _ in 0..4000 {
         if holds().await {
             return;
         }
