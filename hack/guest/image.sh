@@ -12,7 +12,7 @@ guest_packages+=,iptables,kmod,nftables,procps,systemd,systemd-sysv,udev,util-li
 # Sets qemu, cpus, accel, vmlinuz and root_image.
 make_machine() {
   local cache=$1 kernel=$2
-  install ca-certificates e2fsprogs gcc mmdebstrap qemu-system-x86 seabios
+  install ca-certificates e2fsprogs gcc libc6-dev mmdebstrap qemu-system-x86 seabios
   private_apt "$cache"
   need_qemu "$cache"
   local root_key packages
@@ -201,7 +201,12 @@ build_tests() {
   local job=$1 name kind program
   mkdir -p "$job"/{bin,tests,store}
   cp -r manifests "$job"
-  command install -m 755 hack/guest/units "$job/tests"
+  command install -m 755 hack/guest/{suite,units} "$job/tests"
+  # The machine has no compiler for the programs that tests run.
+  cc -static -O1 -o "$job/tests/seccomp-load" tests/seccomp/load.c
+  for program in tests/node/programs/*.c; do
+    cc -static -O1 -D_GNU_SOURCE -o "$job/tests/program-$(basename "$program" .c)" "$program"
+  done
   cargo build --quiet --bins
   cargo test --quiet --no-run --lib --test keeper --test node --message-format=json 2>"$work/cargo" >"$work/messages" ||
     { cat "$work/cargo" >&2; die "the tests do not compile"; }
