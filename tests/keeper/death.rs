@@ -1,9 +1,11 @@
 //! SIGKILL to the keeper, and daemons that come and go: nothing is lost.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podwright::keeper::client::{Hold, State, Status};
+use podwright::keeper::client::{Hold, Role, State, Status};
+use podwright::keeper::note::NotePage;
 use podwright::keeper::plan::{Fd, PidNamespace};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -46,6 +48,27 @@ async fn a_killed_keeper_loses_no_container_no_byte_and_no_code() {
     let status = node.keeper.status().await.unwrap();
     assert_eq!((status.holds.len(), status.holds[0].fds), (1, 1));
     assert_eq!(status.processes.len(), 6);
+}
+
+/// The note of a container.
+fn note(node: &Node, id: &str) -> NotePage {
+    let mut options = std::fs::File::options();
+    NotePage::map(options.read(true).write(true).open(node.path(&format!("{id}.note"))).unwrap().as_fd())
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_outlives_the_keeper_that_reaped_it_and_did_not_tell() {
+    let node = Node::new().await;
+    let mut spawn = node.container("full", "echo x; exit 7");
+    let Role::Container(output) = &mut spawn.role else { panic!() };
+    // It tells after a second only, in which what cannot be written might be.
+    let full = std::fs::File::options().append(true).open("/dev/full").unwrap();
+    output.log = Some(Arc::new(full.into()));
+    let process = node.run(spawn).await;
+    eventually(|| note(&node, "full").exit().is_some()).await;
+    node.kill_keeper();
+    assert_eq!(process.exited().await.status, Status::Code(7));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,14 +66,21 @@ impl Process {
         let entered = report.as_ref().is_some_and(|(_, report)| report.final_pid() == Some(record.pid));
         let output = record.output.map(|output| fds.output(&output)).transpose()?;
         let noted = || output.as_ref().and_then(|output| output.note.started_at());
+        let noted_exit = || output.as_ref().and_then(|output| output.note.exit());
         let (phase, exit) = match record.phase {
             // Whoever hands it over may have heard of its end, but never of its start.
             Phase::Exited { started_at: 0, exit } => {
                 (Phase::Exited { started_at: noted().unwrap_or_default(), exit }, Some(exit))
             }
             Phase::Exited { exit, .. } => (record.phase, Some(exit)),
-            phase => (phase, None),
+            // A keeper may have reaped it that died before it told of that. Of one that is not noted to
+            // have run, it shows when the daemon tells of its end.
+            phase => match (noted_exit(), noted()) {
+                (Some(exit), Some(started_at)) => (Phase::Running { started_at }, Some(exit)),
+                _ => (phase, None),
+            },
         };
+        let channel = record.channel.filter(|_| exit.is_none());
         Ok(Process {
             child: pidfd::is_child(pidfd.as_fd()),
             id: record.id,
@@ -84,7 +91,7 @@ impl Process {
             joins: record.joins && !entered,
             helper: None,
             phase,
-            channel: record.channel.map(|place| fds.get(place)).transpose()?,
+            channel: channel.map(|place| fds.get(place)).transpose()?,
             report,
             output,
             exit,
