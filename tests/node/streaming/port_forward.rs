@@ -86,6 +86,9 @@ impl Drop for Echo {
     }
 }
 
+/// The name of one that does not end with its client's half, but when nobody is there any more.
+const STUBBORN: &str = "stubborn ";
+
 fn echo(mut tcp: TcpStream, name: &str) {
     let mut buffer = [0; 4096];
     let _ = tcp.write_all(name.as_bytes());
@@ -93,6 +96,9 @@ fn echo(mut tcp: TcpStream, name: &str) {
         if tcp.write_all(&buffer[..read]).is_err() {
             return;
         }
+    }
+    while name == STUBBORN && tcp.write_all(b".").is_ok() {
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -236,14 +242,15 @@ async fn hello(client: &mut Client, port: u16, request: usize) {
 async fn what_is_reset_is_closed_and_counts_no_more() {
     let (daemon, id) = start("reset").await;
     let echo = Echo::start(&daemon, Some(&id), "127.0.0.1:0", "x ");
+    let stubborn = Echo::start(&daemon, Some(&id), "127.0.0.1:0", STUBBORN);
     let mut client = Client::open(&daemon, &url(&daemon, &id, &[]).await, "portforward.k8s.io").await;
     for request in 0..1500 {
-        let (error, data) = client.pair(echo.port, request).await;
+        let (error, data) = client.pair(stubborn.port, request).await;
         client.reset(data).await;
         client.reset(error).await;
     }
     hello(&mut client, echo.port, 1500).await;
-    eventually("all connections are closed", || echo.open() == 0).await;
+    eventually("all connections are closed", || stubborn.open() == 0).await;
     // Halves of connections, which wait for the other one.
     for request in 2000..5000 {
         let request = request.to_string();
@@ -251,7 +258,7 @@ async fn what_is_reset_is_closed_and_counts_no_more() {
         client.reset(stream).await;
     }
     hello(&mut client, echo.port, 5000).await;
-    drop((client, echo));
+    drop((client, echo, stubborn));
     daemon.finish().await;
 }
 
