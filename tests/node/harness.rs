@@ -259,6 +259,7 @@ impl Daemon {
         let error = String::from_utf8_lossy(&output.stderr);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{program} {arguments:?}: {error}{said}");
+        print!("{said}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! Kubernetes' own client library, over SPDY and WebSocket: `tests/stream-client`, where Go is.
-//! STREAM_MB: how much each bulk transfer moves (64).
+//! STREAM_MB: how much each bulk transfer moves (64). STREAM_RUN: the checks that have this in their names.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,6 +46,7 @@ async fn what_kubernetes_clients_do() {
     let pod = daemon.run_pod(pod("go-client")).await;
     let id = daemon.run(&pod, script("main", "mkdir -p /tmp; sleep 10000")).await;
     let megabytes = std::env::var("STREAM_MB").unwrap_or_else(|_| "64".into());
-    run(&daemon, &program, &pod.0, &id, &["-mb", &megabytes, "check"]);
+    let only = std::env::var("STREAM_RUN").unwrap_or_default();
+    run(&daemon, &program, &pod.0, &id, &["-mb", &megabytes, "-run", &only, "check"]);
     daemon.finish().await;
 }
