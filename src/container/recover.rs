@@ -264,7 +264,6 @@ fn lost(node: &Node, id: &str, message: String) -> Ending {
         exit_code: 255,
         reason: "ContainerStatusUnknown".into(),
         message,
-        ..Ending::default()
     }
 }
 
