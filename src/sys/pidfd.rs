@@ -24,11 +24,21 @@ impl Ended {
     }
 }
 
+/// How the child behind `pidfd` ended, if it has; it stays to be reaped, so that whoever is killed
+/// before it could write that down loses nothing. ECHILD: it is no (or no longer a) child of ours.
+pub fn peek(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    wait(pidfd, WaitIdOptions::NOWAIT)
+}
+
 /// Reaps the child behind `pidfd` if it has ended. ECHILD: it is no (or no longer a) child of ours.
 pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    wait(pidfd, WaitIdOptions::empty())
+}
+
+fn wait(pidfd: BorrowedFd<'_>, more: WaitIdOptions) -> Result<Option<Ended>> {
     // __WALL: a child's exit signal does not matter to us.
     let all = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | all;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | all | more;
     let status = rustix::process::waitid(WaitId::PidFd(pidfd), options)?;
     Ok(status.map(|status| match status.exit_status() {
         Some(code) => Ended::Code(code as u8),
@@ -66,9 +76,7 @@ pub fn ended(pidfd: BorrowedFd<'_>) -> Option<Ended> {
 
 /// Whether the process is a child of ours (alive or not yet reaped).
 pub fn is_child(pidfd: BorrowedFd<'_>) -> bool {
-    let all = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT | all;
-    rustix::process::waitid(WaitId::PidFd(pidfd), options).is_ok()
+    peek(pidfd).is_ok()
 }
 
 /// Whether it has not ended yet.

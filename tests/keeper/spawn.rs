@@ -3,7 +3,7 @@
 use podwright::keeper::client::Status;
 use podwright::keeper::plan::{Program, Step};
 
-use crate::support::{Node, eventually, proc_text};
+use crate::support::{Node, eventually, exec_spawn, proc_text, read_all};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_parks_starts_logs_and_exits() {
@@ -259,4 +259,45 @@ async fn a_plan_of_any_size_arrives() {
     let process = node.run(spawn).await;
     assert_eq!(process.exited().await.status, Status::Code(0), "{}", node.log("c1"));
     assert_eq!(node.text("c1"), "300\n100000\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spawn_that_its_caller_gives_up_leaves_nothing() {
+    let node = Node::new().await;
+    let container = node.run(node.container("c1", "sleep 1000")).await;
+    let (exec, output) = exec_spawn(&container, "given-up", "sleep 1000");
+    for spawn in [exec, node.container("parked", "true")] {
+        tokio::select! {
+            biased;
+            spawned = node.keeper.spawn(spawn) => panic!("it is answered at its first poll: {spawned:?}"),
+            () = std::future::ready(()) => {}
+        }
+    }
+    // Its end of the pipe is closed.
+    let ended = tokio::task::spawn_blocking(move || read_all(&output));
+    tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.unwrap().unwrap();
+    while node.keeper.status().await.unwrap().processes.len() > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// The end of its channel is what an execve leaves behind as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_child_that_is_killed_was_never_started() {
+    let node = Node::new().await;
+    for round in 0..20 {
+        let id = format!("c{round}");
+        let parked = node.keeper.spawn(node.container(&id, "exit 3")).await.unwrap();
+        let start = async {
+            if round % 2 == 0 {
+                tokio::task::yield_now().await;
+            }
+            node.keeper.start(&id).await
+        };
+        let kill = async { parked.signal(libc::SIGKILL).unwrap() };
+        let ((), started) = tokio::join!(kill, start);
+        let error = started.unwrap_err();
+        assert!(error.message.contains("by signal 9 before it could execute its program"), "{error}");
+        node.keeper.forget(&id).await.unwrap();
+    }
 }

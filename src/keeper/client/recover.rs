@@ -30,8 +30,9 @@ const ATTEMPTS: usize = 16;
 /// How long a dead keeper's children may take to become ours.
 const ADOPTION_LIMIT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// Two deaths within this time mean that something is wrong with keepers as such.
-const STABLE: Duration = Duration::from_secs(10);
+/// A keeper that dies sooner means that something is wrong with keepers as such. Short, since without
+/// one nobody copies logs: what waits in the pipes is lost should we die as well.
+const STABLE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Orphans of containers in the node's PID namespace come to us one by one.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -289,7 +290,9 @@ impl Shared {
         let mut table = lock(&self.table);
         let Some(entry) = table.entries.get_mut(&id) else {
             drop(table);
-            tokio::spawn(Arc::clone(self).disown(id, known));
+            let pidfd =
+                known.pidfd.try_clone().step(|| format!("ending process {id}, which nobody wants"))?;
+            tokio::spawn(Arc::clone(self).disown(id, pidfd));
             return Ok(());
         };
         if entry.phase != known.phase && !matches!(entry.phase, Phase::Exited { .. }) {
@@ -305,15 +308,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends a process whose spawning nobody heard of: whoever had asked for it was told that it failed.
-    async fn disown(self: Arc<Self>, id: String, entry: Entry) {
+    /// Ends a process whose spawning nobody heard of: whoever had asked for it has given up, or was
+    /// told that it failed.
+    pub async fn disown(self: Arc<Self>, id: String, pidfd: OwnedFd) {
         tracing::warn!(process = id, "ending a process whose spawning was not heard of");
-        let _ = pidfd::send_signal(entry.pidfd.as_fd(), libc::SIGKILL);
-        let duplicate = entry.pidfd.as_ref().try_clone();
-        if let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) {
+        let _ = pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+        if let Ok(ended) = async_fd::watch(pidfd, Interest::READABLE) {
             let _ = ended.readable().await;
         }
-        drop(entry);
         if let Err(error) = self.ask_again(&Request::Forget { id: id.clone() }, &[]).await {
             tracing::warn!(process = id, %error, "the keeper still holds a process that nobody wants");
         }
@@ -356,6 +358,8 @@ impl Shared {
                 None => None,
             };
             let reaped = lock(&shared.table).reaped(&id, pid, status);
+            // Not before its note says how it ended.
+            let _ = pidfd::reap(pidfd.as_fd());
             match reaped {
                 Reaped::Exit(exit) => break (shared, exit),
                 Reaped::Helper(made, its_pidfd) => (pid, pidfd) = (made, its_pidfd),
@@ -374,7 +378,7 @@ impl Shared {
 async fn ending(pidfd: &OwnedFd) -> Option<pidfd::Ended> {
     let since = Instant::now();
     loop {
-        match pidfd::reap(pidfd.as_fd()) {
+        match pidfd::peek(pidfd.as_fd()) {
             Ok(ended) => return ended,
             Err(_) if since.elapsed() < ADOPTION_LIMIT => tokio::time::sleep(RETRY_PAUSE).await,
             Err(_) => return None,
@@ -419,7 +423,8 @@ async fn supervise(shared: Weak<Shared>, mut ended: Moving) {
 /// Reaps those who became our children by a keeper's death and whom nobody knows. Our own commands
 /// are of our session; containers and what they leave behind never are.
 async fn sweep(shared: Weak<Shared>) {
-    let own = rustix::process::getsid(None).ok().map(|sid| sid.as_raw_nonzero().get());
+    // Zero where its leader is of a PID namespace above ours: getsid(2) cannot name it either.
+    let own = stat_of("self").map(|(_, session)| session);
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
@@ -432,7 +437,8 @@ async fn sweep(shared: Weak<Shared>) {
                 .collect()
         };
         for pid in children() {
-            if !known.contains(&pid) && zombie_session(pid).is_some_and(|sid| Some(sid) != own) {
+            let ended = stat_of(pid).filter(|(is_zombie, _)| *is_zombie);
+            if !known.contains(&pid) && ended.is_some_and(|(_, session)| Some(session) != own) {
                 pidfd::reap_pid(pid);
             }
         }
@@ -445,10 +451,11 @@ fn children() -> Vec<i32> {
     lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect()
 }
 
-/// The session of a process that has ended and is not reaped.
-fn zombie_session(pid: i32) -> Option<i32> {
+/// Whether a process has ended and is not reaped, and its session (proc_pid_stat(5)).
+fn stat_of(pid: impl std::fmt::Display) -> Option<(bool, i32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // pid (comm) state ppid pgrp session
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    (fields.next() == Some("Z")).then(|| fields.nth(2)?.parse().ok()).flatten()
+    let is_zombie = fields.next()? == "Z";
+    Some((is_zombie, fields.nth(2)?.parse().ok()?))
 }

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
-use super::link::lock;
+use super::link::{Answers, lock};
 use super::recover::Shared;
-use super::table::{Attachment, Entry, output_fds, place};
+use super::table::{Attachment, Entry, Table, output_fds, place};
 use super::{Adopt, Exit, Hold, KeeperStatus, Output, Process, Role, RoleKind, Spawn, Status, launch};
 use crate::error::{Kind, Step};
 use crate::keeper::note::NotePage;
@@ -55,6 +55,47 @@ pub fn exec_failed(name: &[u8], failure: Failure) -> Error {
     })
 }
 
+/// A spawn on its way to the keeper. One whose caller gives up before the answer (an exec's deadline)
+/// leaves nothing: what comes of it is ended.
+struct Spawning<'a> {
+    shared: &'a Arc<Shared>,
+    id: &'a str,
+    answers: Option<Answers>,
+    is_over: bool,
+}
+
+impl<'a> Spawning<'a> {
+    fn new(shared: &'a Arc<Shared>, id: &'a str) -> Self {
+        lock(&shared.table).spawning.insert(id.to_owned(), None);
+        Self { shared, id, answers: None, is_over: false }
+    }
+
+    /// It is answered, or never will be. Its exit, if that was told first.
+    fn over(&mut self, table: &mut Table) -> Option<Exit> {
+        self.is_over = true;
+        table.spawning.remove(self.id).flatten()
+    }
+}
+
+impl Drop for Spawning<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        lock(&self.shared.table).spawning.remove(self.id);
+        if let Some(mut answers) = self.answers.take() {
+            let (shared, id) = (Arc::clone(self.shared), self.id.to_owned());
+            tokio::spawn(async move {
+                if let Ok((Reply::Spawned { .. } | Reply::Started { .. }, mut fds)) = answers.next().await
+                    && let Some(pidfd) = fds.pop()
+                {
+                    shared.disown(id, pidfd).await;
+                }
+            });
+        }
+    }
+}
+
 impl Shared {
     pub async fn spawn(self: &Arc<Self>, spawn: Spawn) -> Result<Process> {
         let Spawn { id, plan, mut fds, role } = spawn;
@@ -92,17 +133,17 @@ impl Shared {
         drop(theirs);
         // The sentence about a failure needs the plan, which the request has.
         let request = Request::Spawn(Box::new(request));
-        lock(&self.table).spawning.insert(id.clone(), None);
+        let mut spawning = Spawning::new(self, &id);
         let link = self.current().await;
         let answer = match &link {
             Ok(link) => match link.send(&request, fds) {
-                Ok(mut answers) => answers.next().await,
+                Ok(answers) => spawning.answers.insert(answers).next().await,
                 Err(e) => Err(e),
             },
             Err(e) => Err(e.clone()),
         };
         let mut table = lock(&self.table);
-        let early = table.spawning.remove(&id).flatten();
+        let early = spawning.over(&mut table);
         let (reply, mut answer_fds) = answer?;
         (entry.pid, entry.phase) = match reply {
             Reply::Spawned { pid } => (pid, Phase::Parked),

@@ -198,12 +198,18 @@ impl Table {
             let first = self.watched.insert((id.to_owned(), made));
             return if first { Reaped::Helper(made, pidfd) } else { Reaped::Nothing };
         }
-        let exit = Exit { status, finished_at: now() };
+        let note = entry.output.as_ref().and_then(|output| NotePage::map(output.note.as_fd()).ok());
+        let exit = match entry.final_pid() {
+            // Its keeper had reaped the process that this helper made, and died before it could say so.
+            Some(_) => note
+                .as_ref()
+                .and_then(NotePage::exit)
+                .unwrap_or(Exit { status: Status::Unknown, finished_at: now() }),
+            None => Exit { status, finished_at: now() },
+        };
         entry.reaped = Some(exit);
         // The kernel has forgotten it: should we die before a keeper hears of it, this remains.
-        if let Some(output) = &entry.output
-            && let Ok(note) = NotePage::map(output.note.as_fd())
-        {
+        if let Some(note) = note {
             note.set_exit(exit);
         }
         Reaped::Exit(exit)
@@ -245,5 +251,52 @@ impl Entry {
             known.get_or_insert(exit);
             first
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    /// A keeper reaped a process that a helper had made, wrote down how it ended, and died: the
+    /// helper's own end says nothing about it.
+    #[test]
+    fn the_end_of_a_helper_is_not_taken_for_the_end_of_what_its_keeper_had_reaped() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let made = child.id();
+        child.wait().unwrap();
+        let report = Report::create().unwrap();
+        Report::map(report.as_fd()).unwrap().pid_word().store(made, Ordering::Release);
+        let null: Arc<OwnedFd> = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+        let entry = |output| Entry {
+            role: RoleKind::Container,
+            name: Bytes::new(),
+            pid: 1,
+            joins: true,
+            phase: Phase::Released,
+            pidfd: Arc::clone(&null),
+            channel: None,
+            report: Some(Arc::new(report.try_clone().unwrap())),
+            output,
+            attached: Vec::new(),
+            reaped: None,
+            exit: watch::Sender::new(None),
+            forgotten: false,
+        };
+        let note: OwnedFd = tempfile::tempfile().unwrap().into();
+        let noted = Exit { status: Status::Code(7), finished_at: 1 };
+        NotePage::map(note.as_fd()).unwrap().set_exit(noted);
+        let source = Source::Pipes { stdout: Arc::clone(&null), stderr: Arc::clone(&null) };
+        let output = Output { note: Arc::new(note), source, log: None, stdin: None };
+
+        let mut table = Table::default();
+        table.entries.insert("noted".into(), entry(Some(output)));
+        table.entries.insert("unknown".into(), entry(None));
+        let reaped = table.reaped("noted", 1, Some(Status::Code(0)));
+        assert!(matches!(reaped, Reaped::Exit(exit) if exit == noted));
+        let reaped = table.reaped("unknown", 1, Some(Status::Code(0)));
+        assert!(matches!(reaped, Reaped::Exit(Exit { status: Status::Unknown, .. })));
     }
 }

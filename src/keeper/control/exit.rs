@@ -1,9 +1,9 @@
 //! Ends: reaping, the last bytes of the log, and telling of it.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -18,7 +18,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// How long the exit of somebody else's child is awaited (BEHAVIOUR 41).
 const COLLECT_LIMIT: Duration = Duration::from_secs(10);
 const COLLECT_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a daemon that has reaped it may take to say so.
+/// How long a daemon that has reaped it may take to say so, where there is no note to write it in.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 /// What closing a forgotten container may take before its daemon is answered all the same.
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ const FORGET_LIMIT: Duration = Duration::from_secs(2);
 /// says why before it exits without a program, so a code without a word is a program's.
 fn ran_unseen(process: &Process, exit: Exit) -> bool {
     let failed = process.report.as_ref().is_some_and(|(_, report)| report.failure().is_some());
-    let final_process = !process.joins || process.helper.is_some();
+    let final_process = !process.joins || process.helper.is_some() || process.final_is_lost();
     is_starting(process) && !failed && final_process && matches!(exit.status, Status::Code(_))
 }
 
@@ -36,22 +36,24 @@ fn is_starting(process: &Process) -> bool {
 }
 
 impl Control {
-    /// Whether a child that is not reaped yet, so that its number is its own, has executed a program
-    /// since its clone (proc_pid_stat(5), the flags).
-    fn has_executed(&self, pid: i32) -> bool {
-        /// PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+    /// Whether a process has executed a program since its clone (proc_pid_stat(5), the flags). None:
+    /// it is reaped already, so that nobody can tell.
+    pub(super) fn has_executed(&self, process: &Process) -> Option<bool> {
+        /// PF_FORKNOEXEC of the kernel's include/linux/sched.h; cleared before an execve closes files.
         const NOT_EXECUTED: u64 = 0x40;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::openat(&self.base.proc, format!("{pid}/stat"), flags, Mode::empty())
-        else {
-            return false;
-        };
+        let path = format!("{}/stat", process.pid);
+        let file = rustix::fs::openat(&self.base.proc, path, flags, Mode::empty()).ok()?;
         let mut buffer = [0u8; 1024];
-        let length = rustix::io::read(&file, &mut buffer).unwrap_or(0);
+        let length = rustix::io::read(&file, &mut buffer).ok()?;
+        if is_reaped(process.pidfd.as_fd()) {
+            // The number may have been another's by then.
+            return None;
+        }
         let text = String::from_utf8_lossy(&buffer[..length]);
         // The command's name, in brackets, may hold anything. Field 9, counted from field 3.
-        let flags = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u64>().ok());
-        flags.is_some_and(|flags| flags & NOT_EXECUTED == 0)
+        let flags: u64 = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse().ok())?;
+        Some(flags & NOT_EXECUTED == 0)
     }
 
     pub(super) fn pidfd_ready(&mut self, number: u64) {
@@ -67,12 +69,17 @@ impl Control {
             return;
         }
         // A signal can end a program before its helper has closed the channel.
-        if process.child && is_starting(process) && self.has_executed(process.pid) {
+        if is_starting(process) && self.has_executed(process) == Some(true) {
             self.executed(number);
         }
         let Some(process) = self.processes.get(&number) else { return };
-        match pidfd::reap(process.pidfd.as_fd()) {
-            Ok(Some(ended)) => self.ended(number, status(ended)),
+        let pidfd = Arc::clone(&process.pidfd);
+        match pidfd::peek(pidfd.as_fd()) {
+            Ok(Some(ended)) => {
+                // Reaped once it is written down: the kernel may be the only one who remembers it.
+                self.ended(number, status(ended));
+                let _ = pidfd::reap(pidfd.as_fd());
+            }
             Ok(None) => {}
             Err(Errno::CHILD) => self.collect(number),
             Err(_) => self.ended(number, Status::Unknown),
@@ -111,11 +118,20 @@ impl Control {
             self.unwatch(pidfd.as_ref());
         }
         let Some(process) = self.processes.get(&number) else { return };
-        if let Some(ended) = pidfd::ended(process.pidfd.as_fd()) {
+        // Of one whose process the daemon has reaped already, only the daemon knows how it ended.
+        if !process.final_is_lost()
+            && let Some(ended) = pidfd::ended(process.pidfd.as_fd())
+        {
             return self.ended(number, status(ended));
         }
+        let is_reaped = is_reaped(process.pidfd.as_fd());
+        // A daemon that reaps writes down first how it ended.
+        let noted = process.output.as_ref().and_then(|output| output.note.exit());
+        if let Some(exit) = noted.filter(|_| is_reaped) {
+            return self.exited(number, exit);
+        }
         let waited = process.collecting.map_or(Duration::ZERO, |since| since.elapsed());
-        let limit = match (is_reaped(process.pidfd.as_fd()), self.daemon.is_some()) {
+        let limit = match (is_reaped, self.daemon.is_some()) {
             (true, true) => TELL_LIMIT,
             (true, false) => Duration::ZERO,
             (false, _) => COLLECT_LIMIT,
@@ -130,7 +146,7 @@ impl Control {
         self.exited(number, Exit { status, finished_at: now() });
     }
 
-    /// A process has ended, and is reaped.
+    /// A process has ended.
     pub(super) fn exited(&mut self, number: u64, exit: Exit) {
         let Some(process) = self.processes.get_mut(&number) else { return };
         if process.exit.is_some() {
@@ -298,9 +314,93 @@ fn status(ended: Ended) -> Status {
     }
 }
 
-/// POLLHUP on a pidfd: nothing is left of the process.
+/// Whether nothing is left of the process: a signal finds one that has ended until it is reaped.
 fn is_reaped(pidfd: std::os::fd::BorrowedFd<'_>) -> bool {
-    let mut poll = [PollFd::new(&pidfd, PollFlags::IN)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut poll, Some(&at_once)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
+    pidfd::send_signal(pidfd, 0) == Err(Errno::SRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::keeper::control::Base;
+    use crate::keeper::control::request::Fds;
+    use crate::keeper::protocol::Record;
+    use crate::keeper::report::Report;
+    use crate::sys::seqpacket;
+
+    fn control() -> Control {
+        let open = |path| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let base = Base {
+            listener: seqpacket::pair().unwrap().0,
+            lock: open("/dev/null"),
+            executable: open("/dev/null"),
+            proc: open("/proc"),
+        };
+        let mut control = Control::new(base, now(), 0).unwrap();
+        // One that nobody hears.
+        control.daemon = Some(u64::MAX);
+        control
+    }
+
+    /// A process that has ended and is reaped.
+    fn gone(command: &str) -> (i32, OwnedFd) {
+        let mut child = Command::new("/bin/sh").args(["-c", command]).spawn().unwrap();
+        let pid = child.id() as i32;
+        let number = rustix::process::Pid::from_raw(pid).unwrap();
+        let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).unwrap();
+        child.wait().unwrap();
+        (pid, pidfd)
+    }
+
+    /// A keeper has died after the start of a process that joins a PID namespace; its successor is
+    /// handed the helper, and before it can look the daemon has reaped both.
+    fn handed_over_late(control: &mut Control) -> u64 {
+        let (helper, pidfd) = gone("exit 0");
+        let (made, _) = gone("exit 3");
+        let report = Report::create().unwrap();
+        Report::map(report.as_fd()).unwrap().pid_word().store(made as u32, Ordering::Release);
+        let record = Record {
+            id: "late".into(),
+            role: RoleKind::Container,
+            name: b"sh".to_vec(),
+            pid: helper,
+            joins: true,
+            phase: Phase::Released,
+            pidfd: 0,
+            channel: Some(1),
+            report: Some(2),
+            output: None,
+        };
+        let fds = [pidfd, seqpacket::pair().unwrap().0, report].map(Arc::new);
+        control.restore(record, &Fds(fds.into())).unwrap();
+        control.find("late").unwrap()
+    }
+
+    const EXIT: Exit = Exit { status: Status::Code(3), finished_at: 1 };
+
+    #[test]
+    fn a_process_that_the_daemon_has_reaped_before_we_looked_has_run() {
+        let mut control = control();
+        let number = handed_over_late(&mut control);
+        control.channel_ready(number);
+        control.exited(number, EXIT);
+        let process = &control.processes[&number];
+        assert!(process.started_at() > 0);
+        assert_eq!(process.exit, Some(EXIT));
+    }
+
+    #[test]
+    fn the_end_of_a_helper_is_not_taken_for_the_end_of_what_it_made() {
+        let mut control = control();
+        let number = handed_over_late(&mut control);
+        control.pidfd_ready(number);
+        assert_eq!(control.processes[&number].exit, None);
+        control.exited(number, EXIT);
+        assert!(control.processes[&number].started_at() > 0);
+    }
 }

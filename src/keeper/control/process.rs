@@ -119,6 +119,12 @@ impl Process {
             _ => 0,
         }
     }
+
+    /// Whether a helper has made a process that somebody else had reaped before we could watch it.
+    pub fn final_is_lost(&self) -> bool {
+        let made = self.report.as_ref().is_some_and(|(_, report)| report.final_pid().is_some());
+        self.joins && self.helper.is_none() && (made || self.started_at() > 0)
+    }
 }
 
 impl Control {
@@ -233,15 +239,18 @@ impl Control {
     fn channel_ended(&mut self, number: u64) {
         self.close_channel(number);
         self.take_final(number);
-        let Some(process) = self.processes.get_mut(&number) else { return };
-        let failure = process.report.as_ref().and_then(|(_, report)| report.failure());
-        let died = failure.is_some() || (process.joins && process.helper.is_none() && process.exit.is_none());
+        let Some(process) = self.processes.get(&number) else { return };
+        let failed = process.report.as_ref().is_some_and(|(_, report)| report.failure().is_some());
+        let made = !process.joins || process.helper.is_some() || process.final_is_lost();
         let starting = matches!(process.phase, Phase::Released | Phase::Preparing { parks: false });
-        if died || !starting {
+        let Some(process) = self.processes.get(&number).filter(|_| starting && made && !failed) else {
             // What it was shows when it is reaped.
             return;
+        };
+        // A signal closes it as well.
+        if self.has_executed(process) != Some(false) {
+            self.executed(number);
         }
-        self.executed(number);
     }
 
     /// Its program runs, or has run.

@@ -15,8 +15,6 @@ use crate::harness::{Daemon, Runtime, kill, pod, read_log, script};
 
 const WORKERS: u32 = 8;
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-/// keeper/control/exit.rs has it.
-const TELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Long enough for a few kills.
 const SCRIPT: &str = "i=0; for burst in 1 2 3 4 5 6; do j=0; while [ $j -lt 100 ]; do i=$((i+1)); j=$((j+1)); echo $i; \
@@ -300,10 +298,9 @@ impl Worker {
             panic!("{name} did not come to its end: {}: {e}: {status:?}", word.display());
         });
         std::fs::remove_file(&word).unwrap();
-        // What it had written may wait for the copier as long as its exit may (BEHAVIOUR 39), and an exit
-        // that its daemon has reaped waits for the daemon's word.
+        // What it had written may wait for the copier as long as its exit may (BEHAVIOUR 39).
         let alone = |(from, to): &(SystemTime, Option<SystemTime>)| {
-            to.is_none_or(|to| before <= to) && after + TELL_LIMIT + DRAIN_LIMIT >= *from
+            to.is_none_or(|to| before <= to) && after + DRAIN_LIMIT >= *from
         };
         let said = status.reason == "ContainerStatusUnknown" || status.message.contains("may be lost");
         if said && self.tally.alone.lock().unwrap().iter().any(alone) {
