@@ -16,7 +16,7 @@ pub enum Ended {
 
 impl Ended {
     /// From the status word of wait(2).
-    fn from_status(status: i32) -> Self {
+    pub fn from_status(status: i32) -> Self {
         match status & 0x7f {
             0 => Self::Code((status >> 8) as u8),
             signal => Self::Signal(signal as u8),

@@ -199,14 +199,11 @@ impl Table {
             return if first { Reaped::Helper(made, pidfd) } else { Reaped::Nothing };
         }
         let note = entry.output.as_ref().and_then(|output| NotePage::map(output.note.as_fd()).ok());
-        let exit = match entry.final_pid() {
-            // Its keeper had reaped the process that this helper made, and died before it could say so.
-            Some(_) => note
-                .as_ref()
-                .and_then(NotePage::exit)
-                .unwrap_or(Exit { status: Status::Unknown, finished_at: now() }),
-            None => Exit { status, finished_at: now() },
-        };
+        // Its keeper may have seen the end, and died before it could say so: of a process that a helper
+        // had made and that is reaped, nobody else knows it.
+        let unnoted = if entry.final_pid().is_some() { Status::Unknown } else { status };
+        let noted = note.as_ref().and_then(NotePage::exit);
+        let exit = noted.unwrap_or(Exit { status: unnoted, finished_at: now() });
         entry.reaped = Some(exit);
         // The kernel has forgotten it: should we die before a keeper hears of it, this remains.
         if let Some(note) = note {

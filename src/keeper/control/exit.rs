@@ -36,11 +36,21 @@ fn is_starting(process: &Process) -> bool {
 }
 
 impl Control {
-    /// Whether a process has executed a program since its clone (proc_pid_stat(5), the flags). None:
-    /// it is reaped already, so that nobody can tell.
+    /// Whether a process has executed a program since its clone. None: it is reaped already, so that
+    /// nobody can tell.
     pub(super) fn has_executed(&self, process: &Process) -> Option<bool> {
         /// PF_FORKNOEXEC of the kernel's include/linux/sched.h; cleared before an execve closes files.
-        const NOT_EXECUTED: u64 = 0x40;
+        const NOT_EXECUTED: i64 = 0x40;
+        Some(self.stat(process, 9)? & NOT_EXECUTED == 0)
+    }
+
+    /// How somebody else's child ended whom its parent has not reaped yet.
+    fn unreaped(&self, process: &Process) -> Option<Status> {
+        Some(status(Ended::from_status(self.stat(process, 52)? as i32)))
+    }
+
+    /// A number of proc_pid_stat(5), by its place there. None: the process is reaped.
+    fn stat(&self, process: &Process, field: usize) -> Option<i64> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let path = format!("{}/stat", process.pid);
         let file = rustix::fs::openat(&self.base.proc, path, flags, Mode::empty()).ok()?;
@@ -51,9 +61,9 @@ impl Control {
             return None;
         }
         let text = String::from_utf8_lossy(&buffer[..length]);
-        // The command's name, in brackets, may hold anything. Field 9, counted from field 3.
-        let flags: u64 = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse().ok())?;
-        Some(flags & NOT_EXECUTED == 0)
+        // The command's name, in brackets, may hold anything.
+        let (_, rest) = text.rsplit_once(") ")?;
+        rest.trim_end().split(' ').nth(field - 3)?.parse().ok()
     }
 
     pub(super) fn pidfd_ready(&mut self, number: u64) {
@@ -65,7 +75,8 @@ impl Control {
         if before == Some(false) && process.helper.is_some() {
             return self.helper_ended(number);
         }
-        if process.exit.is_some() {
+        // The event may have been its helper's, whose place it has taken since.
+        if process.exit.is_some() || pidfd::is_alive(process.pidfd.as_fd()) {
             return;
         }
         // A signal can end a program before its helper has closed the channel.
@@ -107,8 +118,8 @@ impl Control {
         }
     }
 
-    /// Somebody else's child has ended: its parent (init, or the daemon) must reap it before the
-    /// kernel tells us how.
+    /// Somebody else's child has ended. Until its parent (init, or the daemon) reaps it, its stat says
+    /// how; after that the kernel's pidfd does, or the daemon.
     fn collect(&mut self, number: u64) {
         let Some(process) = self.processes.get_mut(&number) else { return };
         process.child = false;
@@ -120,9 +131,10 @@ impl Control {
         let Some(process) = self.processes.get(&number) else { return };
         // Of one whose process the daemon has reaped already, only the daemon knows how it ended.
         if !process.final_is_lost()
-            && let Some(ended) = pidfd::ended(process.pidfd.as_fd())
+            && let Some(status) =
+                self.unreaped(process).or_else(|| pidfd::ended(process.pidfd.as_fd()).map(status))
         {
-            return self.ended(number, status(ended));
+            return self.ended(number, status);
         }
         let is_reaped = is_reaped(process.pidfd.as_fd());
         // A daemon that reaps writes down first how it ended.
@@ -166,7 +178,7 @@ impl Control {
             output.note.set_exit(exit);
             output.stdin = None;
         }
-        let waiter = process.waiters.run.take();
+        let waiters = [process.waiters.run.take(), process.waiters.start.take()];
         let nothing_left = matches!(process.phase, Phase::Preparing { .. });
         let pidfd = process.pidfd.clone();
         self.unwatch(pidfd.as_ref());
@@ -174,7 +186,7 @@ impl Control {
         if nothing_left {
             self.remove(number);
         }
-        if let Some(waiter) = waiter {
+        for waiter in waiters.into_iter().flatten() {
             let reply = failure.map_or(Reply::Died(exit), Reply::Failed);
             self.reply(waiter.connection, waiter.message, &reply, Vec::new());
         }
@@ -402,5 +414,56 @@ mod tests {
         assert_eq!(control.processes[&number].exit, None);
         control.exited(number, EXIT);
         assert!(control.processes[&number].started_at() > 0);
+    }
+
+    /// A record of a stranger that runs or ran, as a keeper is handed one by a daemon that is not its
+    /// parent either.
+    fn stranger(control: &mut Control, pid: i32) -> u64 {
+        let number = rustix::process::Pid::from_raw(pid).unwrap();
+        let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).unwrap();
+        let record = Record {
+            id: "stranger".into(),
+            role: RoleKind::Container,
+            name: b"sh".to_vec(),
+            pid,
+            joins: false,
+            phase: Phase::Running { started_at: 1 },
+            pidfd: 0,
+            channel: None,
+            report: None,
+            output: None,
+        };
+        control.restore(record, &Fds(vec![Arc::new(pidfd)])).unwrap();
+        control.find("stranger").unwrap()
+    }
+
+    /// Of a shell that is nobody's of ours: its own parent waits for it when its input ends.
+    #[test]
+    fn a_stranger_that_its_parent_has_not_reaped_yet_tells_how_it_ended() {
+        let mut parent = Command::new("/bin/sh")
+            .args(["-c", "exec 3<&0; (read -r x <&3; exit 7) & echo $!; exec sleep 1000"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(parent.stdout.take().unwrap()), &mut line)
+            .unwrap();
+        let mut control = control();
+        let number = stranger(&mut control, line.trim().parse().unwrap());
+        // An event that was its helper's.
+        control.pidfd_ready(number);
+        assert_eq!(control.processes[&number].exit, None);
+        assert_eq!(control.processes[&number].collecting, None);
+
+        drop(parent.stdin.take());
+        let pidfd = Arc::clone(&control.processes[&number].pidfd);
+        while pidfd::is_alive(pidfd.as_fd()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        control.pidfd_ready(number);
+        assert_eq!(control.processes[&number].exit.map(|exit| exit.status), Some(Status::Code(7)));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
     }
 }

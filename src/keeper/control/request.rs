@@ -233,9 +233,16 @@ impl Control {
     /// Repeating it is fine: a daemon whose keeper died on the way does not know what came of it.
     fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Refused> {
         let number = self.known(id)?;
-        let process = &self.processes[&number];
+        let Some(process) = self.processes.get_mut(&number) else { return Ok(()) };
         let reply = match process.phase {
-            Phase::Preparing { .. } => return Err((Refusal::State, format!("process {id} is not ready"))),
+            // Asked by a daemon that was handed it before it was parked.
+            Phase::Preparing { parks: true } => {
+                process.waiters.start = Some(waiter);
+                return Ok(());
+            }
+            Phase::Preparing { parks: false } => {
+                return Err((Refusal::State, format!("process {id} is not ready")));
+            }
             Phase::Parked | Phase::Released if process.exit.is_none() => {
                 self.release(number, waiter);
                 return Ok(());

@@ -148,11 +148,16 @@ impl Control {
         let mut kept: Vec<RawFd> = Vec::new();
         let state = self.state(&executable, waiter, &mut kept);
         let attached = self.attached_state(&mut kept);
+        let starts: Vec<(u64, WaiterState)> = (self.processes.iter())
+            .filter_map(|(number, process)| Some((*number, waiter_state(process.waiters.start.as_ref()?))))
+            .collect();
         // Until execve, which they outlive.
         let mut duplicates = Vec::new();
         let result = self
             .unsent(&mut duplicates)
-            .and_then(|unsent| postcard::to_stdvec(&(state, unsent, attached)).map_err(io::Error::other))
+            .and_then(|unsent| {
+                postcard::to_stdvec(&(state, unsent, attached, starts)).map_err(io::Error::other)
+            })
             .and_then(|content| wire::sealed("podwright-keeper-state", &content))
             .and_then(|state| {
                 kept.extend(duplicates.iter().map(AsRawFd::as_raw_fd));
@@ -295,6 +300,7 @@ impl Control {
                 run: process.run.map(waiter),
                 reopen: process.reopen.into_iter().map(waiter).collect(),
                 forget: process.forget.map(waiter),
+                ..Waiters::default()
             };
             // Waiters name processes and connections by their numbers, which stay.
             self.next_number = process.number;
@@ -341,6 +347,14 @@ fn keep_open(fds: &[RawFd], open: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// A part that was appended to the state in the course of time: a predecessor may not have known it.
+fn appended<'a, T: Default + Deserialize<'a>>(rest: &'a [u8]) -> io::Result<(T, &'a [u8])> {
+    match rest {
+        [] => Ok((T::default(), rest)),
+        _ => postcard::take_from_bytes(rest).map_err(io::Error::other),
+    }
+}
+
 /// The successor's start.
 pub fn resume(state: &OsStr) -> io::Result<()> {
     // The execve has reset it.
@@ -351,13 +365,9 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     let length = rustix::fs::fstat(&memory)?.st_size as usize;
     let content = wire::read_all(memory.as_fd(), length)?;
     let (state, rest): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
-    // What a predecessor did not know of yet is not there.
-    let (unsent, rest) =
-        if rest.is_empty() { Ok((Unsent::default(), rest)) } else { postcard::take_from_bytes(rest) }
-            .map_err(io::Error::other)?;
-    let attached: Vec<AttachedState> =
-        if rest.is_empty() { Ok(Vec::new()) } else { postcard::from_bytes(rest) }
-            .map_err(io::Error::other)?;
+    let (unsent, rest): (Unsent, _) = appended(rest)?;
+    let (attached, rest): (Vec<AttachedState>, _) = appended(rest)?;
+    let (starts, _): (Vec<(u64, WaiterState)>, _) = appended(rest)?;
     drop(memory);
     let base = Base {
         listener: take_inherited(state.listener)?,
@@ -374,6 +384,11 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
         }
     }
     control.take_state(state, unsent)?;
+    for (number, start) in starts {
+        if let Some(process) = control.processes.get_mut(&number) {
+            process.waiters.start = Some(waiter(start));
+        }
+    }
     control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
     // Children that ended meanwhile.
     control.sweep();

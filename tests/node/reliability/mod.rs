@@ -54,9 +54,10 @@ pub fn assert_whole(path: &str) {
         lines.iter().filter(|(s, _)| s == stream).map(|(_, text)| text.clone()).collect()
     };
     let end = text("stderr");
-    assert_eq!(end.len(), 1, "{path}: one last line, not {end:?}");
-    let count: usize = end[0].strip_prefix("end ").unwrap().parse().unwrap();
     let numbers = text("stdout");
+    let last = numbers.last();
+    assert_eq!(end.len(), 1, "{path}: one last line, not {end:?}, behind {last:?}");
+    let count: usize = end[0].strip_prefix("end ").unwrap().parse().unwrap();
     for (place, number) in numbers.iter().enumerate() {
         assert_eq!(*number, (place + 1).to_string(), "{path}: line {} of {count}", place + 1);
     }
