@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::hosts_toml(data));
+podwright_fuzz::target!(hosts_toml);

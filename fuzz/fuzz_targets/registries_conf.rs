@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::registries_conf(data));
+podwright_fuzz::target!(registries_conf);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::spdy_headers(data));
+podwright_fuzz::target!(spdy_headers);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::tar_layer(data));
+podwright_fuzz::target!(tar_layer);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::websocket_channels(data));
+podwright_fuzz::target!(websocket_channels);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::websocket_tunnel(data));
+podwright_fuzz::target!(websocket_tunnel);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::fuzz::www_authenticate(data));
+podwright_fuzz::target!(www_authenticate);
