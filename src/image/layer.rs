@@ -1,11 +1,12 @@
 //! One layer's way from the registry to a directory:
 //!
 //! ```text
-//! download ─bytes▶ sha256 → inflate ─blocks▶ sha256 → untar → files
-//!   (async)          (a thread)                (a thread)
+//! download → sha256 ─bytes▶ inflate ─blocks▶ sha256 → untar → files
+//!      (async)             (a thread)              (a thread)
 //! ```
 //!
-//! Both arrows are bounded: memory does not depend on the layer's size.
+//! Both arrows are bounded: memory does not depend on the layer's size. Nothing is in the store
+//! before both digests are right.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -15,16 +16,17 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::digest::Digest;
+use super::inflate::{self, Block};
 use super::manifest::Descriptor;
-use super::registry::Session;
-use super::store::Store;
-use super::unpack::{self, Limits};
-use crate::error::Step;
+use super::registry::{Served, Session};
+use super::store::{Staging, Store};
+use super::unpack::{self, Applied, Limits};
+use crate::error::{Kind, Step};
 use crate::{Error, Result};
 
 /// Chunks from the network that may wait.
@@ -51,66 +53,113 @@ pub async fn fetch(
     store: Arc<Store>,
     limits: Limits,
 ) -> Result<()> {
-    let (session, fetched) = match from {
-        Source::Registry(session, fetched) => (session, fetched),
+    let (staging, applied) = match from {
+        Source::Registry(session, fetched) => {
+            let failed = |e| session.failed(&format!("blob {}", layer.digest), e);
+            layer.check_layer().map_err(failed)?;
+            let mut served = Served::default();
+            loop {
+                let unpacked = download(session, fetched, layer, diff_id, &store, limits, &mut served).await;
+                match unpacked {
+                    Ok(unpacked) => break unpacked,
+                    Err(Failed { error, wrong_bytes }) => {
+                        if !wrong_bytes || !session.distrust(&mut served) {
+                            return Err(error);
+                        }
+                        tracing::warn!(%error, "a registry's host gave wrong bytes: asking the next one");
+                    }
+                }
+            }
+        }
         Source::File(path, archive) => {
             let failed = |e: Error| e.during(format!("{archive}, layer {diff_id}"));
             let file = File::open(&path).step(|| format!("opening {}", path.display())).map_err(failed)?;
-            let unpacking = move || unpack(Input::File(file), None, diff_id, &store, limits);
-            let unpacked = tokio::task::spawn_blocking(unpacking).await;
-            return unpacked
-                .unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))))
-                .map_err(failed);
+            unpack_apart(Input::File(file), diff_id, &store, limits).await.map_err(failed)?
         }
     };
-    let what = format!("blob {}", layer.digest);
-    layer.check_layer().map_err(|e| session.failed(&what, e))?;
-    let (sink, source) = mpsc::channel(CHUNKS);
-    let (source, digest) = (Input::Channel(source), Some(layer.digest));
-    let unpacking = tokio::task::spawn_blocking(move || unpack(source, digest, diff_id, &store, limits));
-    if let Err(error) = session.blob(layer.digest, layer.size, &sink, fetched).await {
-        // The unpacking thread fails with the same error.
-        let _ = sink.send(Err(error)).await;
-    }
-    drop(sink);
-    let unpacked = unpacking.await.unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))));
-    unpacked.map_err(|e| if e.message.starts_with("registry ") { e } else { session.failed(&what, e) })
+    let staged = tokio::task::spawn_blocking(move || store.staged(staging, diff_id, applied)).await;
+    staged.unwrap_or_else(|e| Err(Error::internal(format!("staging a layer ended: {e}"))))
 }
 
-fn unpack(
-    source: Input,
-    digest: Option<Digest>,
+struct Failed {
+    error: Error,
+    /// It was not a matter of reaching a host, and another one may give the right ones.
+    wrong_bytes: bool,
+}
+
+/// One attempt at a layer, from the hosts that are trusted so far.
+async fn download(
+    session: &Session,
+    fetched: &AtomicU64,
+    layer: &Descriptor,
     diff_id: Digest,
-    store: &Store,
+    store: &Arc<Store>,
     limits: Limits,
-) -> Result<()> {
+    served: &mut Served,
+) -> std::result::Result<(Staging, Applied), Failed> {
+    let (sink, source) = mpsc::channel(CHUNKS);
+    let fetching = async {
+        let fetching = session.blob((layer.digest, layer.size), &sink, fetched, served).await;
+        if let Err(error) = &fetching {
+            // The unpacking thread fails with the same error.
+            let _ = sink.send(Err(error.clone())).await;
+        }
+        drop(sink);
+        fetching
+    };
+    let unpacking = unpack_apart(Input::Channel(source), diff_id, store, limits);
+    let (fetching, unpacked) = tokio::join!(fetching, unpacking);
+    let verified = *fetching.as_ref().unwrap_or(&false);
+    let failed = |error: Error| {
+        let kind = error.kind;
+        let told = error.message.starts_with("registry ");
+        let error = if told { error } else { session.failed(&format!("blob {}", layer.digest), error) };
+        Failed { error, wrong_bytes: !verified && matches!(kind, Kind::Internal | Kind::InvalidArgument) }
+    };
+    fetching.and(unpacked).map_err(failed)
+}
+
+async fn unpack_apart(
+    source: Input,
+    diff_id: Digest,
+    store: &Arc<Store>,
+    limits: Limits,
+) -> Result<(Staging, Applied)> {
+    let store = Arc::clone(store);
+    let unpacked = tokio::task::spawn_blocking(move || unpack(source, diff_id, &store, limits)).await;
+    unpacked.unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))))
+}
+
+/// What is unpacked has the right diff ID; whether its compressed form had the right digest is for
+/// those to say who sent it.
+fn unpack(source: Input, diff_id: Digest, store: &Store, limits: Limits) -> Result<(Staging, Applied)> {
     let staging = store.stage()?;
     let (full, blocks) = sync_channel(BLOCKS);
     let (empty, spare) = sync_channel(BLOCKS + 2);
     // Headers of entries count, and what follows an archive's end.
     let most = limits.bytes.saturating_add(limits.entries.saturating_mul(ENTRY));
-    let (applied, found, found_compressed) = thread::scope(|scope| {
+    let (applied, found) = thread::scope(|scope| {
+        let blocks_to = Blocks { full, spare, inflated: 0, most };
         let inflating = thread::Builder::new()
             .name("inflate".into())
-            .spawn_scoped(scope, move || inflate(Download::new(source), &full, &spare, most));
+            .spawn_scoped(scope, move || inflate(Download { source, chunk: Bytes::new() }, blocks_to));
         let inflating = inflating.map_err(|e| Error::io("starting a thread", e))?;
         let mut pipe = Pipe { blocks, empty, block: Vec::new(), at: 0, hasher: Sha256::new() };
         let applied = unpack::apply(&mut pipe, &staging.fs(), Some(&staging.manifest()), limits);
         let found = Digest::finish(std::mem::take(&mut pipe.hasher));
         // Without a reader the other thread ends.
         drop(pipe);
-        let compressed = inflating.join().map_err(|_| Error::internal("decompressing a layer panicked"))?;
-        Ok::<_, Error>((applied?, found, compressed?))
+        let inflated = inflating.join().map_err(|_| Error::internal("decompressing a layer panicked"))?;
+        let applied = applied?;
+        inflated?;
+        Ok::<_, Error>((applied, found))
     })?;
-    if digest.is_some_and(|digest| found_compressed != digest) {
-        return Err(Error::internal(format!("its digest is {found_compressed}: not what was asked for")));
-    }
     if found != diff_id {
         return Err(Error::internal(format!(
             "its diff ID is {found}, but the image's config says {diff_id}"
         )));
     }
-    store.staged(staging, diff_id, applied)
+    Ok((staging, applied))
 }
 
 /// Where compressed bytes come from.
@@ -119,18 +168,13 @@ enum Input {
     File(File),
 }
 
-/// The compressed bytes as they come in, hashed.
+/// The compressed bytes as they come in.
 struct Download {
     source: Input,
     chunk: Bytes,
-    hasher: Sha256,
 }
 
 impl Download {
-    fn new(source: Input) -> Self {
-        Self { source, chunk: Bytes::new(), hasher: Sha256::new() }
-    }
-
     /// Joins the first chunks until there are `len` bytes to look at, or all.
     fn peek(&mut self, len: usize) -> io::Result<&[u8]> {
         self.fill_buf()?;
@@ -142,7 +186,7 @@ impl Download {
     }
 
     fn receive(&mut self) -> io::Result<Option<Bytes>> {
-        let chunk = match &mut self.source {
+        Ok(match &mut self.source {
             Input::Channel(source) => source.blocking_recv().transpose().map_err(io::Error::other)?,
             Input::File(file) => {
                 let mut chunk = vec![0; BLOCK];
@@ -150,11 +194,7 @@ impl Download {
                 chunk.truncate(len);
                 (len > 0).then(|| chunk.into())
             }
-        };
-        if let Some(chunk) = &chunk {
-            self.hasher.update(chunk);
-        }
-        Ok(chunk)
+        })
     }
 }
 
@@ -170,7 +210,7 @@ impl BufRead for Download {
     }
 
     fn consume(&mut self, len: usize) {
-        let _ = self.chunk.split_to(len);
+        self.chunk.advance(len);
     }
 }
 
@@ -182,53 +222,61 @@ impl Read for Download {
     }
 }
 
-/// Returns the digest of the compressed bytes, all of them. What a layer is compressed with is
-/// told by its first bytes: media types are known to lie.
-fn inflate(
-    mut download: Download,
-    full: &SyncSender<io::Result<Vec<u8>>>,
-    spare: &Receiver<Vec<u8>>,
+/// Where inflated bytes go.
+struct Blocks {
+    full: SyncSender<io::Result<Block>>,
+    spare: Receiver<Vec<u8>>,
+    inflated: u64,
     most: u64,
-) -> Result<Digest> {
-    let mut inflated = 0;
-    let magic: Vec<u8> = match download.peek(4) {
-        Ok(bytes) => bytes.iter().take(4).copied().collect(),
-        Err(error) => return Err(pass_on(error, full)),
-    };
-    let mut reader: Box<dyn Read + '_> = match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(&mut download)),
+}
+
+impl Blocks {
+    fn spare(&self) -> Vec<u8> {
+        self.spare.try_recv().unwrap_or_default()
+    }
+
+    /// Returns a buffer for the next block.
+    fn put(&mut self, block: Block) -> io::Result<Vec<u8>> {
+        self.inflated += block.fresh().len() as u64;
+        if self.inflated > self.most {
+            let error = Error::invalid(format!("the layer is larger than {} bytes", self.most));
+            return Err(io::Error::other(error));
+        }
+        let ended = |_| io::Error::other(Error::internal("unpacking has ended"));
+        self.full.send(Ok(block)).map_err(ended)?;
+        Ok(self.spare())
+    }
+}
+
+/// Reads all the compressed bytes. What a layer is compressed with is told by its first bytes:
+/// media types are known to lie.
+fn inflate(mut download: Download, mut blocks: Blocks) -> Result<()> {
+    let inflated = inflate_into(&mut download, &mut blocks);
+    let drained = inflated.and_then(|()| io::copy(&mut download, &mut io::sink()).map(drop));
+    drained.map_err(|error| pass_on(error, &blocks.full))
+}
+
+fn inflate_into(download: &mut Download, blocks: &mut Blocks) -> io::Result<()> {
+    let magic: Vec<u8> = download.peek(4)?.iter().take(4).copied().collect();
+    match magic.as_slice() {
+        [0x1f, 0x8b, ..] => inflate::gunzip(download, BLOCK, |block| blocks.put(block)),
         // Also frames that are to be skipped, which chunked zstd begins with.
         [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            match zstd::stream::read::Decoder::with_buffer(&mut download) {
-                Ok(decoder) => Box::new(decoder),
-                Err(error) => return Err(pass_on(error, full)),
-            }
+            copy(zstd::stream::read::Decoder::with_buffer(download)?, blocks)
         }
-        _ => Box::new(&mut download),
-    };
-    loop {
-        let mut block = spare.try_recv().unwrap_or_default();
-        block.resize(BLOCK, 0);
-        match fill(&mut reader, &mut block) {
-            Ok(0) => break,
-            Ok(len) => {
-                inflated += len as u64;
-                if inflated > most {
-                    let error = Error::invalid(format!("the layer is larger than {most} bytes"));
-                    return Err(pass_on(io::Error::other(error), full));
-                }
-                block.truncate(len);
-            }
-            Err(error) => return Err(pass_on(error, full)),
-        }
-        if full.send(Ok(block)).is_err() {
-            return Err(Error::internal("unpacking has ended"));
-        }
+        _ => copy(download, blocks),
     }
-    drop(reader);
-    match io::copy(&mut download, &mut io::sink()) {
-        Ok(_) => Ok(Digest::finish(download.hasher)),
-        Err(error) => Err(pass_on(error, full)),
+}
+
+fn copy(mut reader: impl Read, blocks: &mut Blocks) -> io::Result<()> {
+    let mut bytes = blocks.spare();
+    loop {
+        bytes.resize(BLOCK, 0);
+        match fill(&mut reader, &mut bytes)? {
+            0 => return Ok(()),
+            len => bytes.truncate(len),
+        }
+        bytes = blocks.put(Block { bytes, from: 0 })?;
     }
 }
 
@@ -244,7 +292,7 @@ fn fill(reader: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Gives the reading thread the error, in our own words unless it is ours already.
-fn pass_on(error: io::Error, full: &SyncSender<io::Result<Vec<u8>>>) -> Error {
+fn pass_on(error: io::Error, full: &SyncSender<io::Result<Block>>) -> Error {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned();
     let error = ours.unwrap_or_else(|| Error::invalid(format!("decompressing the layer: {error}")));
     let _ = full.send(Err(io::Error::other(error.clone())));
@@ -253,7 +301,7 @@ fn pass_on(error: io::Error, full: &SyncSender<io::Result<Vec<u8>>>) -> Error {
 
 /// The inflated bytes, hashed.
 struct Pipe {
-    blocks: Receiver<io::Result<Vec<u8>>>,
+    blocks: Receiver<io::Result<Block>>,
     empty: SyncSender<Vec<u8>>,
     block: Vec<u8>,
     at: usize,
@@ -262,13 +310,13 @@ struct Pipe {
 
 impl BufRead for Pipe {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.at == self.block.len() {
+        while self.at >= self.block.len() {
             // The sender has gone: the end.
             let Ok(block) = self.blocks.recv() else { break };
             let block = block?;
-            self.hasher.update(&block);
-            let used = std::mem::replace(&mut self.block, block);
-            self.at = 0;
+            self.hasher.update(block.fresh());
+            self.at = block.from;
+            let used = std::mem::replace(&mut self.block, block.bytes);
             let _ = self.empty.try_send(used);
         }
         Ok(&self.block[self.at..])

@@ -4,6 +4,7 @@ mod digest;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod import;
+mod inflate;
 mod layer;
 mod manifest;
 mod progress;

@@ -28,10 +28,8 @@ const MAX_CONFIG: usize = 8 << 20;
 /// Indexes inside indexes, and manifests fetched until one fits.
 const MAX_NESTING: usize = 4;
 const MAX_MANIFESTS: usize = 16;
-/// Layers on their way at once, over all pulls: each has two threads, a connection and some 2 MiB.
+/// Layers on their way at once, over all pulls: each has three threads, a connection and some 2 MiB.
 const MAX_LAYERS: usize = 12;
-/// How often a pull has what it wrote taken to the disk.
-const FLUSH: Duration = Duration::from_millis(700);
 /// How often a long pull says in the log how far it is.
 const TELL: Duration = Duration::from_secs(30);
 /// The layers of a failed pull stay this long for the next attempt.
@@ -145,16 +143,6 @@ impl Puller {
         }
     }
 
-    /// The disk works while the processors do: what is left for the commit to wait for is little.
-    async fn flush_meanwhile(&self) -> Result<Digest> {
-        loop {
-            tokio::time::sleep(FLUSH).await;
-            let store = Arc::clone(&self.store);
-            // The commit tells what fails.
-            let _ = tokio::task::spawn_blocking(move || store.flush()).await;
-        }
-    }
-
     /// Pulls under way.
     pub fn list(&self) -> Vec<PullStatus> {
         self.progress.list(|diff_id| self.store.catalog().has_layer(diff_id))
@@ -201,10 +189,7 @@ impl Puller {
         self.check_headroom(&found.layers, &diff_ids)?;
         let pairs = diff_ids.iter().zip(found.layers);
         let fetches = pairs.map(|(diff_id, layer)| self.layer(Arc::clone(session), layer, *diff_id));
-        tokio::select! {
-            fetched = futures_util::future::try_join_all(fetches) => drop(fetched?),
-            never = self.flush_meanwhile() => return never,
-        }
+        futures_util::future::try_join_all(fetches).await?;
         let user = config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
         let tag = match &reference.version {
             Version::Tag(_) => Some(reference.to_string()),

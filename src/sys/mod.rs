@@ -5,6 +5,7 @@
 pub mod async_fd;
 pub mod bpf;
 pub mod clone;
+pub mod cpu;
 pub mod fd;
 pub mod filter_thread;
 pub mod log_pipe;
@@ -17,3 +18,4 @@ mod raw;
 pub mod seqpacket;
 pub mod shared_page;
 pub mod wiping;
+pub mod writeback;

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_RANGE;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::client::transport;
 use super::host::Host;
-use super::{Ask, FIRST_DELAY, Failures, Session, jitter};
+use super::{Ask, FIRST_DELAY, Failures, Session, jitter, right};
 use crate::image::digest::Digest;
 use crate::{Error, Result};
 
@@ -20,32 +21,55 @@ const MAX_BARREN: usize = 4;
 const MIN_PROGRESS: u64 = 64 << 10;
 const MAX_DELAY: Duration = Duration::from_secs(8);
 
+/// Which hosts of a session gave a blob's bytes.
+#[derive(Default)]
+pub struct Served {
+    now: Vec<usize>,
+    distrusted: Vec<usize>,
+}
+
 impl Session {
-    /// Sends the blob's bytes to `sink`: `size` of them, neither more nor less. The receiver
-    /// verifies the digest; when it goes away, so does the download. Where one host fails, the
-    /// next goes on with the byte that it failed at.
+    /// The bytes were wrong: whoever gave some of them is not asked again. False where nobody is left.
+    pub fn distrust(&self, served: &mut Served) -> bool {
+        served.distrusted.append(&mut served.now);
+        let mut failures = Failures::new(self, false);
+        failures.leave_out(&served.distrusted);
+        !failures.open().is_empty()
+    }
+
+    /// Sends the blob's bytes to `sink`: `size` of them, neither more nor less, and verifies the
+    /// digest: true. When the receiver goes away, so does the download: false. Where one host fails, the next
+    /// goes on with the byte that it failed at. Hosts that `served` distrusts are not asked.
     pub async fn blob(
         &self,
-        digest: Digest,
-        size: u64,
+        (digest, size): (Digest, u64),
         sink: &mpsc::Sender<Result<Bytes>>,
         fetched: &AtomicU64,
-    ) -> Result<()> {
+        served: &mut Served,
+    ) -> Result<bool> {
         let what = format!("blob {digest}");
         let mut failures = Failures::new(self, false);
-        let mut offset = 0;
+        failures.leave_out(&served.distrusted);
+        let mut taken = Taken { offset: 0, hasher: Sha256::new(), refused: false };
         let mut barren = 0;
         let mut delay = FIRST_DELAY;
         while let Some(&at) = failures.open().first() {
             let host = &self.hosts[at];
             tokio::time::sleep(host.pause()).await;
-            let before = offset;
-            let streamed = self.stream(host, (digest, size), &mut offset, sink, fetched).await;
+            let before = taken.offset;
+            let streamed = self.stream(host, (digest, size), &mut taken, sink, fetched).await;
+            if taken.offset > before {
+                served.now.push(at);
+            }
             let error = match streamed {
-                Ok(()) => return Ok(()),
+                Ok(()) if taken.refused => return Ok(false),
+                Ok(()) => {
+                    let verified = right(digest, Digest::finish(taken.hasher)).map(|()| true);
+                    return verified.map_err(|e| self.failed(&what, e));
+                }
                 Err(error) => error,
             };
-            if offset - before >= MIN_PROGRESS {
+            if taken.offset - before >= MIN_PROGRESS {
                 (barren, delay) = (0, FIRST_DELAY);
             }
             barren += 1;
@@ -66,17 +90,18 @@ impl Session {
         &self,
         host: &Host,
         (digest, size): (Digest, u64),
-        offset: &mut u64,
+        taken: &mut Taken,
         sink: &mpsc::Sender<Result<Bytes>>,
         fetched: &AtomicU64,
     ) -> Result<()> {
         let path = format!("blobs/{digest}");
         let what = format!("blob {digest}");
-        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: *offset, resolves: false };
+        let ask = Ask { path: &path, what: &what, accept: "*/*", offset: taken.offset, resolves: false };
         let mut response = host.send(&self.registries, &ask).await?;
         // A server may ignore the range: then the first bytes come again.
-        let mut skip = *offset;
-        if *offset > 0 && response.status() == StatusCode::PARTIAL_CONTENT {
+        let offset = taken.offset;
+        let mut skip = offset;
+        if offset > 0 && response.status() == StatusCode::PARTIAL_CONTENT {
             let range =
                 response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
             if !range.starts_with(&format!("bytes {offset}-")) {
@@ -93,21 +118,31 @@ impl Session {
             if chunk.is_empty() {
                 continue;
             }
-            if *offset + chunk.len() as u64 > size {
+            if taken.offset + chunk.len() as u64 > size {
                 return Err(Error::internal(format!(
                     "it is longer than the {size} bytes that its manifest says"
                 )));
             }
-            *offset += chunk.len() as u64;
-            fetched.store(*offset, Ordering::Relaxed);
+            taken.offset += chunk.len() as u64;
+            taken.hasher.update(&chunk);
+            fetched.store(taken.offset, Ordering::Relaxed);
             if sink.send(Ok(chunk)).await.is_err() {
                 // The receiver has failed and knows better why.
+                taken.refused = true;
                 return Ok(());
             }
         }
-        match *offset == size {
+        match taken.offset == size {
             true => Ok(()),
-            false => Err(Error::unavailable(format!("it ended after {offset} of {size} bytes"))),
+            false => Err(Error::unavailable(format!("it ended after {} of {size} bytes", taken.offset))),
         }
     }
+}
+
+/// What was sent on already.
+struct Taken {
+    offset: u64,
+    hasher: Sha256,
+    /// Nobody wants the rest.
+    refused: bool,
 }

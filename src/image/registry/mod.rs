@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use auth::Credential;
+pub use blob::Served;
 use client::Clients;
 use endpoint::{Endpoint, Root};
 pub use endpoint::{Proxy, Settings};
@@ -140,7 +141,9 @@ impl Session {
         let what = format!("manifest {version}");
         let path = format!("manifests/{version}");
         let resolves = !version.contains(':');
-        self.read(&Ask { path: &path, what: &what, accept, offset: 0, resolves }, limit).await
+        let ask = Ask { path: &path, what: &what, accept, offset: 0, resolves };
+        let wanted = Digest::parse(version).ok();
+        self.read(&ask, limit, |bytes| wanted.map_or(Ok(()), |wanted| right(wanted, Digest::of(bytes)))).await
     }
 
     /// A blob that is small enough for memory, verified.
@@ -151,12 +154,13 @@ impl Session {
         }
         let path = format!("blobs/{digest}");
         let ask = Ask { path: &path, what: &what, accept: "*/*", offset: 0, resolves: false };
-        let (body, _) = self.read(&ask, limit).await?;
-        if body.len() as u64 != size || Digest::of(&body) != digest {
-            let got = format!("it has {} bytes and digest {}", body.len(), Digest::of(&body));
-            return Err(self.failed(&what, Error::internal(format!("{got}, not {size} bytes"))));
-        }
-        Ok(body)
+        let whole = |body: &[u8]| {
+            if body.len() as u64 != size {
+                return Err(Error::internal(format!("it has {} bytes, not {size}", body.len())));
+            }
+            right(digest, Digest::of(body))
+        };
+        Ok(self.read(&ask, limit, whole).await?.0)
     }
 
     /// Names the registry, the repository and what was wanted of it.
@@ -164,14 +168,20 @@ impl Session {
         error.during(format!("registry {}, repository {}, {what}", self.registry, self.repository))
     }
 
-    /// A small body and its media type: from the first host that has it, in rounds over those
+    /// A small body and its media type: from the first host that has the right one, in rounds over those
     /// whose error may pass.
-    async fn read(&self, ask: &Ask<'_>, limit: usize) -> Result<(Vec<u8>, String)> {
+    async fn read(
+        &self,
+        ask: &Ask<'_>,
+        limit: usize,
+        verify: impl Fn(&[u8]) -> Result<()>,
+    ) -> Result<(Vec<u8>, String)> {
         let mut failures = Failures::new(self, ask.resolves);
         let mut delay = FIRST_DELAY;
         for attempt in 1..=MAX_ATTEMPTS {
             for at in failures.open() {
-                match self.hosts[at].read(&self.registries, ask, limit).await {
+                let answer = self.hosts[at].read(&self.registries, ask, limit).await;
+                match answer.and_then(|answer| verify(&answer.0).map(|()| answer)) {
                     Ok(answer) => return Ok(answer),
                     Err(error) => failures.add(at, error),
                 }
@@ -199,6 +209,10 @@ impl<'a> Failures<'a> {
         let may = |host: &Host| if resolves { host.endpoint.resolve } else { host.endpoint.pull };
         let hosts = session.hosts.iter().enumerate().filter(|(_, host)| may(host));
         Self { session, hosts: hosts.map(|(at, _)| (at, None)).collect() }
+    }
+
+    fn leave_out(&mut self, hosts: &[usize]) {
+        self.hosts.retain(|(at, _)| !hosts.contains(at));
     }
 
     /// Those worth asking (again): first whoever failed least in this session.
@@ -237,6 +251,13 @@ impl<'a> Failures<'a> {
         let words = errors.iter().map(|e| e.message.as_str()).chain([last.message.as_str()]);
         Error::new(last.kind, words.collect::<Vec<_>>().join("; "))
     }
+}
+
+fn right(wanted: Digest, found: Digest) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::internal(format!("its digest is {found}: not what was asked for")))
 }
 
 /// Between one half and all of `delay`, so that many clients do not come back at once.

@@ -128,7 +128,7 @@ impl Store {
 
     /// Takes images out of the index, and `diff_id`'s directory with them. What containers use
     /// stays on the disk until they release it, also over restarts.
-    fn withdraw(&self, images: Vec<Digest>, diff_id: Option<Digest>) -> Result<()> {
+    pub(super) fn withdraw(&self, images: Vec<Digest>, diff_id: Option<Digest>) -> Result<()> {
         let _change = self.change.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let kept = self.catalog().kept_by_holders(&images);
         let change = Change {

@@ -56,7 +56,7 @@ pub struct Index {
 #[derive(Default)]
 pub struct Change {
     pub put_images: Vec<(Digest, ImageRecord)>,
-    pub put_config: Option<(Digest, Vec<u8>)>,
+    pub put_configs: Vec<(Digest, Vec<u8>)>,
     pub put_layers: Vec<(Digest, LayerRecord)>,
     pub delete_images: Vec<Digest>,
     pub delete_layers: Vec<Digest>,
@@ -67,7 +67,7 @@ pub struct Change {
 impl Change {
     pub fn is_empty(&self) -> bool {
         self.put_images.is_empty()
-            && self.put_config.is_none()
+            && self.put_configs.is_empty()
             && self.put_layers.is_empty()
             && self.delete_images.is_empty()
             && self.delete_layers.is_empty()
@@ -195,7 +195,7 @@ impl Index {
             for (id, bytes) in &images {
                 table.insert(id.as_str(), bytes.as_slice())?;
             }
-            if let Some((id, bytes)) = &change.put_config {
+            for (id, bytes) in &change.put_configs {
                 configs.insert(id.to_string().as_str(), bytes.as_slice())?;
             }
             for id in &change.delete_images {

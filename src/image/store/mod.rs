@@ -13,14 +13,15 @@
 //! ROOT/bottom               below an image that is mounted without a writable layer
 //! ```
 //!
-//! A commit is: everything written → syncfs → rename `staging/N` to `layers/N` → fsync of both →
-//! one index transaction. A cut in between leaves directories that no index record names; they
+//! A commit, of all the images that wait for one, is: everything written → syncfs → rename
+//! `staging/N` to `layers/N` → fsync of both → one index transaction. A cut in between leaves directories that no index record names; they
 //! are found and deleted at the next start. A deletion goes the same way backwards: transaction,
 //! rename, unlink. Holders are links because making one is a single atomic call, cheap enough for
 //! every CreateContainer; what a power cut takes of them had no running container left.
 
 mod catalog;
 pub mod check;
+mod commit;
 mod index;
 
 use std::collections::{HashMap, HashSet};
@@ -35,8 +36,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 pub use catalog::NewImage;
 use catalog::{Catalog, Doomed, LayerState};
+use commit::Commit;
 use index::{Change, Index};
-use rustix::fs::RenameFlags;
+use rustix::fs::{IFlags, RenameFlags};
 
 use super::digest::Digest;
 use super::unpack::{self, Applied};
@@ -49,8 +51,9 @@ pub struct Store {
     catalog: RwLock<Catalog>,
     /// One change of names and layers at a time.
     change: Mutex<()>,
+    /// What the next change is to commit.
+    commits: Mutex<Vec<Commit>>,
     next_number: AtomicU64,
-    flushing: Mutex<()>,
     /// Of layers that are staged: directories without an entry of their own.
     implied: Mutex<HashMap<Digest, Vec<Vec<u8>>>>,
 }
@@ -91,6 +94,7 @@ impl Store {
         {
             make_directory(&root.join(name), mode)?;
         }
+        spread(&root.join("staging"));
         let index = open_index(root)?;
         let mut catalog = Catalog::load(index.contents()?)?;
         load_holders(&root.join("holders"), &mut catalog)?;
@@ -104,8 +108,8 @@ impl Store {
             index,
             catalog: RwLock::new(catalog),
             change: Mutex::default(),
+            commits: Mutex::default(),
             next_number: AtomicU64::new(last + 1),
-            flushing: Mutex::default(),
             implied: Mutex::default(),
         })
     }
@@ -120,17 +124,30 @@ impl Store {
         self.sweep_logged();
     }
 
+    /// Directories that nothing refers to. A layer whose directory is not there is withdrawn with its
+    /// images: they are pulled anew, and the others are served.
     pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        let indexed = self.catalog().indexed_layers();
+        for (diff_id, number) in indexed {
+            let path = self.layer_path(number);
+            match fs::metadata(&path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    let (images, names) = {
+                        let catalog = self.catalog();
+                        (catalog.images_with(diff_id), catalog.names_with(diff_id))
+                    };
+                    tracing::error!(path = %path.display(), %diff_id, ?names, "a layer is missing: withdrawing its images");
+                    self.withdraw(images, Some(diff_id))?;
+                }
+                other => drop(other.step(|| format!("opening the image store: layer {}", path.display()))?),
+            }
+        }
         let known = self.catalog().layer_numbers();
         let (staging, layers) = (self.root.join("staging"), self.root.join("layers"));
         let mut leftovers: Vec<_> =
             numbers(&staging)?.into_iter().map(|n| staging.join(n.to_string())).collect();
         let unknown = numbers(&layers)?.into_iter().filter(|n| !known.contains(n));
         leftovers.extend(unknown.map(|n| layers.join(n.to_string())));
-        for (_, number) in self.catalog().indexed_layers() {
-            let path = self.layer_path(number);
-            fs::metadata(&path).step(|| format!("opening the image store: layer {}", path.display()))?;
-        }
         Ok(leftovers)
     }
 
@@ -184,56 +201,6 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the image durable and visible. Its layers must be staged or here, and pinned. Blocking.
-    pub fn commit(&self, new: NewImage, config: Vec<u8>) -> Result<()> {
-        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let unindexed = self.catalog().unindexed(&new.layers);
-        let staged: Vec<_> = unindexed.iter().filter(|(_, _, state)| *state == LayerState::Staged).collect();
-        if !staged.is_empty() {
-            self.inherit(&new.layers)?;
-            self.sync()?;
-            for (diff_id, layer, _) in staged {
-                self.rename(layer.number, "staging", "layers")?;
-                self.catalog_mut().set_state(*diff_id, LayerState::Placed);
-            }
-            self.sync_directories()?;
-        }
-        let change = Change {
-            put_images: self.catalog().records_for(&new),
-            put_config: Some((new.id, config)),
-            put_layers: unindexed.iter().map(|(id, record, _)| (*id, *record)).collect(),
-            ..Change::default()
-        };
-        self.index.apply(&change)?;
-        let mut catalog = self.catalog_mut();
-        for (diff_id, ..) in unindexed {
-            catalog.set_state(diff_id, LayerState::Indexed);
-        }
-        catalog.put_image(new)
-    }
-
-    /// Directories that a new layer has without having said anything about them look like what the
-    /// image has there already. `layers`: the bottom one first.
-    fn inherit(&self, layers: &[Digest]) -> Result<()> {
-        let paths: Vec<_> = {
-            let catalog = self.catalog();
-            layers
-                .iter()
-                .map(|layer| catalog.place_of(*layer).map(|(number, state)| self.placed(number, state)))
-                .collect()
-        };
-        for (at, diff_id) in layers.iter().enumerate() {
-            let implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
-            let (Some(implied), Some(upper)) = (implied, &paths[at]) else { continue };
-            let lowers: Vec<_> = paths[..at].iter().rev().flatten().cloned().collect();
-            for path in implied {
-                let step = || format!("finishing {} in {}", String::from_utf8_lossy(&path), upper.display());
-                unpack::inherit(upper, &path, &lowers).step(step)?;
-            }
-        }
-        Ok(())
-    }
-
     fn placed(&self, number: u64, state: LayerState) -> PathBuf {
         let parent = if state == LayerState::Staged { "staging" } else { "layers" };
         self.root.join(parent).join(number.to_string()).join("fs")
@@ -280,14 +247,6 @@ impl Store {
     pub fn sweep_logged(&self) {
         if let Err(error) = self.sweep() {
             tracing::error!(%error, "freeing unused image layers failed");
-        }
-    }
-
-    /// As [`Self::sync`]; one at a time is enough.
-    pub fn flush(&self) -> Result<()> {
-        match self.flushing.try_lock() {
-            Ok(_flushing) => self.sync(),
-            Err(_) => Ok(()),
         }
     }
 
@@ -389,6 +348,20 @@ fn open_index(root: &Path) -> Result<Index> {
             sync_directory(root)?;
             Ok(made)
         }
+    }
+}
+
+/// Tells ext4 that what `directory` has has nothing to do with each other (chattr(1), attribute T): each
+/// layer begins in a part of the disk with room. Else a new layer's inodes are looked for where those
+/// of a deleted one were, and for five minutes ext4 passes over each of these, for each new file.
+/// Other filesystems do not know it, which is no loss.
+fn spread(directory: &Path) {
+    let told = File::open(directory).and_then(|directory| {
+        let flags = rustix::fs::ioctl_getflags(&directory)?;
+        Ok(rustix::fs::ioctl_setflags(&directory, flags | IFlags::TOPDIR)?)
+    });
+    if let Err(error) = told {
+        tracing::debug!(path = %directory.display(), %error, "the filesystem takes no hint where layers go");
     }
 }
 

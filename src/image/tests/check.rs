@@ -108,3 +108,24 @@ async fn a_store_without_a_daemon_is_checked_too() {
     assert!(super::store::reopen(root.path()).await.list(None).unwrap().is_empty());
     assert!(check_offline(&root.path().join("none"), false).is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_layer_costs_its_images_and_not_the_start() {
+    let root = tempfile::tempdir().unwrap();
+    let (fake, images) = (fake().await, open(root.path()).await);
+    let (name, layers) = pulled(&images, &fake).await;
+    fake.put_image("a/other", "v1", &[layer(&[("other", b"1")])]);
+    let other = fake.reference("a/other:v1");
+    images.pull(&other, Auth::default()).await.unwrap();
+    let usage = images.usage();
+    drop(images);
+    std::fs::remove_dir_all(layers[0].parent().unwrap()).unwrap();
+    let images = super::store::reopen(root.path()).await;
+    assert!(images.status(&name).unwrap().is_none());
+    assert!(images.status(&other).unwrap().is_some());
+    images.pull(&name, Auth::default()).await.unwrap();
+    let layers = images.status(&name).unwrap().unwrap().layers;
+    assert_eq!(std::fs::read(layers[0].join("etc/four")).unwrap(), b"4");
+    eventually(|| images.usage() == usage).await;
+    assert!(images.check(false).await.unwrap().faults.is_empty());
+}

@@ -171,3 +171,43 @@ async fn registries_conf_gives_short_names_and_other_places() {
     images.remove("tool:v1").await.unwrap();
     assert!(images.list(None).unwrap().is_empty());
 }
+
+/// A mirror may have been given something else under a digest, or lie: the image's own registry has
+/// the last word, for layers (a changed one, one that is no archive), configs and manifests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_with_wrong_bytes_is_passed_over() {
+    for what in ["layer", "noise", "config", "manifest"] {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Fake::plain().await;
+        let mut one = layer(&[("a", b"1")]);
+        one.0[4] ^= 1; // A header's time: as good to unpack as any other.
+        registry.put_image("a/b", "v1", &[one]);
+        let mirror = Fake::start(move |request, content| {
+            let (_, bytes) = content.get(request.path.split('?').next()?)?;
+            let mut bytes = bytes.clone();
+            let is_config = bytes.starts_with(b"{");
+            match what {
+                "manifest" if request.path.contains("/manifests/sha256:") => bytes.push(b' '),
+                "config" if request.path.contains("/blobs/") && is_config => bytes.reverse(),
+                "layer" if request.path.contains("/blobs/") && !is_config => bytes[4] ^= 1,
+                "noise" if request.path.contains("/blobs/") && !is_config => bytes.fill(0x5a),
+                _ => return None,
+            }
+            Some(Reply::new(200, bytes))
+        })
+        .await;
+        let mut one = layer(&[("a", b"1")]);
+        one.0[4] ^= 1;
+        let (_, manifest) = mirror.put_image("a/b", "v1", &[one]);
+        mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
+        let images = open_with(root.path(), settings(root.path())).await;
+        let name = match what {
+            "manifest" => registry.reference(&format!("a/b@{manifest}")),
+            _ => registry.reference("a/b:v1"),
+        };
+        images.pull(&name, Auth::default()).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(mirror.count("a/b") > 0 && registry.count("a/b") > 0, "{what}");
+        let layers = images.status(&name).unwrap().unwrap().layers;
+        assert_eq!(std::fs::read(layers[0].join("a")).unwrap(), b"1");
+    }
+}

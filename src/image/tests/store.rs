@@ -180,3 +180,34 @@ async fn a_damaged_store_is_an_error_and_stays_as_it_is() {
     std::fs::rename(&gone, root.path().join("gone")).unwrap();
     assert!(Images::open(config()).await.is_err());
 }
+
+/// Pulls that end together are committed together; each gets its own names, also where they are
+/// names of the same image, or the same name.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_at_once_keep_every_name() {
+    let root = tempfile::tempdir().unwrap();
+    let fake = Fake::plain().await;
+    let images = open(root.path()).await;
+    let base = layer(&[("base", b"base")]);
+    for number in 0..24 {
+        let own = layer(&[("own", format!("{}", number % 8).as_bytes())]);
+        fake.put_image("a/b", &format!("v{number}"), &[base.clone(), own]);
+    }
+    let names: Vec<_> = (0..24).map(|number| fake.reference(&format!("a/b:v{number}"))).collect();
+    let pulls = names.iter().map(|name| images.pull(name, Auth::default()));
+    let ids = futures_util::future::try_join_all(pulls).await.unwrap();
+    let check = |images: &Images| {
+        let list = images.list(None).unwrap();
+        assert_eq!(list.len(), 8);
+        for (name, id) in names.iter().zip(&ids) {
+            let image = list.iter().find(|image| image.id == *id).unwrap();
+            assert!(image.repo_tags.contains(name), "{name}: {image:?}");
+            assert_eq!(image.repo_tags.len(), 3);
+            assert_eq!(images.status(name).unwrap().unwrap().image.id, *id);
+        }
+    };
+    check(&images);
+    drop(images);
+    check(&reopen(root.path()).await);
+    assert_eq!(entries(&root.path().join("staging")), 0);
+}

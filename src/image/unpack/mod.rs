@@ -12,6 +12,7 @@ mod record;
 mod tests;
 mod tree;
 mod verify;
+mod writeback;
 
 use std::io::{self, BufRead};
 use std::path::Path;
@@ -21,6 +22,7 @@ use rustix::fs::FileType;
 use tree::Tree;
 pub use tree::inherit;
 pub use verify::verify;
+use writeback::Writeback;
 
 use super::Usage;
 use crate::{Error, Result};
@@ -29,6 +31,8 @@ const WHITEOUT: &[u8] = b".wh.";
 /// AUFS's own: only the opaque marker among them means something to others.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Of a big file so many bytes go on their way to the disk at once.
+const WRITEBACK: usize = 4 << 20;
 
 /// What one layer may have.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +65,8 @@ pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: 
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
     let log = record::Log::create(manifest).map_err(|e| failed("writing the layer's manifest".into(), e))?;
     let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
-    let mut layer = Layer { archive: Archive::new(input), tree, limits, entries: 0, bytes: 0 };
+    let writeback = Writeback::start().map_err(|e| Error::io("starting a thread", e))?;
+    let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, entries: 0, bytes: 0 };
     while let Some(entry) =
         layer.archive.next_entry().map_err(|e| failed("reading the layer's archive".into(), e))?
     {
@@ -86,6 +91,7 @@ fn failed(step: String, error: io::Error) -> Error {
 struct Layer<R> {
     archive: Archive<R>,
     tree: Tree,
+    writeback: Writeback,
     limits: Limits,
     entries: u64,
     bytes: u64,
@@ -130,7 +136,9 @@ impl<R: BufRead> Layer<R> {
             Kind::File => {
                 let file = self.tree.file(&place)?;
                 let data = self.write(&file, entry)?;
-                self.tree.finish_file(&place, &file, entry, data)
+                self.tree.finish_file(&place, &file, entry, data)?;
+                self.writeback.add(file);
+                Ok(())
             }
             Kind::Symlink => self.tree.symlink(&place, entry),
             Kind::HardLink => {
@@ -157,6 +165,7 @@ impl<R: BufRead> Layer<R> {
         let whole = [(0, entry.size)];
         let segments = entry.sparse.as_deref().unwrap_or(&whole);
         let mut data = 0_u64;
+        let mut unwritten = 0;
         for &(offset, len) in segments {
             data += len;
             if entry.size > self.limits.bytes || self.bytes + data > self.limits.bytes {
@@ -170,6 +179,11 @@ impl<R: BufRead> Layer<R> {
                 checksum.update(&bytes[..part]);
                 self.archive.consume(part);
                 written += part as u64;
+                unwritten += part;
+                if unwritten >= WRITEBACK {
+                    unwritten = 0;
+                    self.writeback.add(file.try_clone()?);
+                }
             }
         }
         self.bytes += data;
