@@ -29,8 +29,12 @@ pub struct Served {
 }
 
 impl Session {
-    /// The bytes were wrong: whoever gave some of them is not asked again. False where nobody is left.
+    /// The bytes were wrong: whoever gave some of them is not asked again. False where nobody did,
+    /// or nobody is left.
     pub fn distrust(&self, served: &mut Served) -> bool {
+        if served.now.is_empty() {
+            return false;
+        }
         served.distrusted.append(&mut served.now);
         let mut failures = Failures::new(self, false);
         failures.leave_out(&served.distrusted);

@@ -156,7 +156,8 @@ impl Session {
         let ask = Ask { path: &path, what: &what, accept: "*/*", offset: 0, resolves: false };
         let whole = |body: &[u8]| {
             if body.len() as u64 != size {
-                return Err(Error::internal(format!("it has {} bytes, not {size}", body.len())));
+                let got = format!("it has {} bytes and digest {}", body.len(), Digest::of(body));
+                return Err(Error::internal(format!("{got}, not {size} bytes")));
             }
             right(digest, Digest::of(body))
         };
