@@ -139,7 +139,10 @@ impl Store {
                     tracing::error!(path = %path.display(), %diff_id, ?names, "a layer is missing: withdrawing its images");
                     self.withdraw(images, Some(diff_id))?;
                 }
-                other => drop(other.step(|| format!("opening the image store: layer {}", path.display()))?),
+                Err(e) => {
+                    return Err(Error::io(format!("opening the image store: layer {}", path.display()), e));
+                }
+                Ok(_) => {}
             }
         }
         let known = self.catalog().layer_numbers();
