@@ -58,12 +58,15 @@ struct Stat {
     start_time: u64,
     /// It has executed a program since it was cloned. Nothing that it does can undo this.
     executed: bool,
+    /// It is on its way to its end, and may have closed its files.
+    exiting: bool,
 }
 
 impl Stat {
     fn of(pid: i32) -> Result<Self> {
-        /// PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+        /// PF_FORKNOEXEC and PF_EXITING of the kernel's include/linux/sched.h.
         const NOT_EXECUTED: u64 = 0x40;
+        const EXITING: u64 = 0x4;
         let path = format!("/proc/{pid}/stat");
         let stat = std::fs::read_to_string(&path).step(|| format!("reading {path}"))?;
         // The command's name, in brackets, may hold anything.
@@ -71,7 +74,9 @@ impl Stat {
         // Counted from field 3.
         let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
         match (field(9), field(22)) {
-            (Some(flags), Some(start_time)) => Ok(Self { start_time, executed: flags & NOT_EXECUTED == 0 }),
+            (Some(flags), Some(start_time)) => {
+                Ok(Self { start_time, executed: flags & NOT_EXECUTED == 0, exiting: flags & EXITING != 0 })
+            }
             _ => Err(crate::Error::internal(format!("{path} lacks the flags or the start time"))),
         }
     }
@@ -316,8 +321,10 @@ async fn adopt(node: &Arc<Node>, record: &mut Record) -> Found {
             None
         }
     };
-    // Looked at after the pipes were opened: had it lived until then, nothing of them is lost.
-    if has_ended(&found.pidfd) && !note.as_ref().is_some_and(NotePage::log_is_whole) {
+    // Looked at after the pipes were opened: had it lived until then, nothing of them is lost. Between
+    // closing its files and its end lies the teardown of its mounts, which takes a while.
+    let closed = has_ended(&found.pidfd) || Stat::of(live.pid).is_ok_and(|stat| stat.exiting);
+    if closed && !note.as_ref().is_some_and(NotePage::log_is_whole) {
         warn_of_loss(node, record);
     }
     let Some(started_at) = started_at(&live, &found, note.as_ref()).await else { return Found::Lost };
@@ -385,6 +392,17 @@ fn reopen(record: &Record, state: &Path) -> Result<Option<Output>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_on_its_way_to_its_end_is_told_from_one_that_lives() {
+        assert!(!Stat::of(std::process::id() as i32).unwrap().exiting);
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        while !Stat::of(pid).unwrap().exiting {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_process_is_told_apart_from_a_later_one_with_its_number() {

@@ -430,11 +430,8 @@ async fn sweep(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let known: HashSet<i32> = {
             let table = lock(&shared.table);
-            table
-                .entries
-                .values()
-                .flat_map(|entry| entry.final_pid().into_iter().chain([entry.pid]))
-                .collect()
+            let living = table.entries.values().filter(|entry| entry.exit.borrow().is_none());
+            living.flat_map(|entry| entry.final_pid().into_iter().chain([entry.pid])).collect()
         };
         for pid in children() {
             let ended = stat_of(pid).filter(|(is_zombie, _)| *is_zombie);

@@ -157,6 +157,7 @@ impl Shared {
         };
         entry.pidfd = Arc::new(answer_fds.pop().ok_or_else(died_unknown)?);
         if matches!(entry.phase, Phase::Running { .. }) {
+            entry.joins = false;
             (entry.channel, entry.report) = (None, None);
         }
         let process = entry.process(&id);

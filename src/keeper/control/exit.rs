@@ -46,7 +46,13 @@ impl Control {
 
     /// How somebody else's child ended whom its parent has not reaped yet.
     fn unreaped(&self, process: &Process) -> Option<Status> {
-        Some(status(Ended::from_status(self.stat(process, 52)? as i32)))
+        let ended = self.stat(process, 52)?;
+        // Without the right to trace it the kernel shows a zero.
+        let may_trace = || {
+            let own = rustix::thread::capabilities(None);
+            own.is_ok_and(|own| own.effective.contains(rustix::thread::CapabilitySet::SYS_PTRACE))
+        };
+        (ended != 0 || may_trace()).then(|| status(Ended::from_status(ended as i32)))
     }
 
     /// A number of proc_pid_stat(5), by its place there. None: the process is reaped.
@@ -178,7 +184,7 @@ impl Control {
             output.note.set_exit(exit);
             output.stdin = None;
         }
-        let waiters = [process.waiters.run.take(), process.waiters.start.take()];
+        let waiter = process.waiters.run.take();
         let nothing_left = matches!(process.phase, Phase::Preparing { .. });
         let pidfd = process.pidfd.clone();
         self.unwatch(pidfd.as_ref());
@@ -186,7 +192,7 @@ impl Control {
         if nothing_left {
             self.remove(number);
         }
-        for waiter in waiters.into_iter().flatten() {
+        if let Some(waiter) = waiter {
             let reply = failure.map_or(Reply::Died(exit), Reply::Failed);
             self.reply(waiter.connection, waiter.message, &reply, Vec::new());
         }
@@ -435,6 +441,34 @@ mod tests {
         };
         control.restore(record, &Fds(vec![Arc::new(pidfd)])).unwrap();
         control.find("stranger").unwrap()
+    }
+
+    /// A process that was put in its helper's place is handed on as any other.
+    #[test]
+    fn a_record_of_a_final_process_names_no_helper() {
+        let mut control = control();
+        let number = stranger(&mut control, std::process::id() as i32);
+        let process = control.processes.get_mut(&number).unwrap();
+        process.joins = true;
+        process.helper = Some(Arc::clone(&process.pidfd));
+        assert!(!process.record(&mut Vec::new()).joins);
+    }
+
+    /// Its word to be parked went to a keeper that died, or is on its way: it is told to go on all the
+    /// same.
+    #[test]
+    fn a_start_reaches_a_child_that_is_not_known_to_be_parked() {
+        let mut control = control();
+        let number = stranger(&mut control, std::process::id() as i32);
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        let process = control.processes.get_mut(&number).unwrap();
+        process.phase = Phase::Preparing { parks: true };
+        process.channel = Some(Arc::new(ours));
+        let waiter = crate::keeper::control::process::Waiter { connection: 0, message: 1 };
+        control.start("stranger", waiter).unwrap();
+        let mut word = [0u8; 16];
+        let length = rustix::io::read(&theirs, &mut word).unwrap();
+        assert_eq!(&word[..length], crate::keeper::child::GO);
     }
 
     /// Of a shell that is nobody's of ours: its own parent waits for it when its input ends.

@@ -81,8 +81,6 @@ impl Attached {
 pub struct Waiters {
     /// Spawn, until it is parked or runs; Start.
     pub run: Option<Waiter>,
-    /// A Start that came before the process was parked, from a daemon that took it over.
-    pub start: Option<Waiter>,
     pub reopen: Vec<Waiter>,
     pub forget: Option<Waiter>,
 }
@@ -234,10 +232,6 @@ impl Control {
         let (pid, pidfd) = (process.pid, Arc::clone(&process.pidfd));
         if let Some(waiter) = process.waiters.run.take() {
             self.reply(waiter.connection, waiter.message, &Reply::Spawned { pid }, vec![pidfd]);
-        }
-        let start = self.processes.get_mut(&number).and_then(|process| process.waiters.start.take());
-        if let Some(waiter) = start {
-            self.release(number, waiter);
         }
     }
 

@@ -231,24 +231,20 @@ impl Control {
     }
 
     /// Repeating it is fine: a daemon whose keeper died on the way does not know what came of it.
-    fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Refused> {
+    pub(super) fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Refused> {
         let number = self.known(id)?;
-        let Some(process) = self.processes.get_mut(&number) else { return Ok(()) };
+        let process = &self.processes[&number];
         let reply = match process.phase {
-            // Asked by a daemon that was handed it before it was parked.
-            Phase::Preparing { parks: true } => {
-                process.waiters.start = Some(waiter);
-                return Ok(());
-            }
-            Phase::Preparing { parks: false } => {
-                return Err((Refusal::State, format!("process {id} is not ready")));
-            }
-            Phase::Parked | Phase::Released if process.exit.is_none() => {
+            // One that is not parked yet, which a daemon was handed, reads the word when it is.
+            Phase::Preparing { parks: true } | Phase::Parked | Phase::Released if process.exit.is_none() => {
                 self.release(number, waiter);
                 return Ok(());
             }
             Phase::Running { started_at } | Phase::Exited { started_at, .. } if started_at > 0 => {
                 Reply::Started { pid: process.pid, started_at }
+            }
+            Phase::Preparing { .. } => {
+                return Err((Refusal::State, format!("process {id} is not ready")));
             }
             _ => match (process.output.as_ref().and_then(|output| output.note.failure()), process.exit) {
                 (Some(failure), _) => Reply::Failed(failure),

@@ -41,7 +41,8 @@ impl Process {
             role: self.role,
             name: self.name.clone(),
             pid: self.pid,
-            joins: self.joins,
+            // Once it is in its helper's place it is a process as any other.
+            joins: self.joins && self.helper.is_none(),
             phase: self.phase,
             pidfd: place(&self.pidfd),
             channel: self.channel.as_ref().map(&mut place),

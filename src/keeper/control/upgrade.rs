@@ -148,16 +148,11 @@ impl Control {
         let mut kept: Vec<RawFd> = Vec::new();
         let state = self.state(&executable, waiter, &mut kept);
         let attached = self.attached_state(&mut kept);
-        let starts: Vec<(u64, WaiterState)> = (self.processes.iter())
-            .filter_map(|(number, process)| Some((*number, waiter_state(process.waiters.start.as_ref()?))))
-            .collect();
         // Until execve, which they outlive.
         let mut duplicates = Vec::new();
         let result = self
             .unsent(&mut duplicates)
-            .and_then(|unsent| {
-                postcard::to_stdvec(&(state, unsent, attached, starts)).map_err(io::Error::other)
-            })
+            .and_then(|unsent| postcard::to_stdvec(&(state, unsent, attached)).map_err(io::Error::other))
             .and_then(|content| wire::sealed("podwright-keeper-state", &content))
             .and_then(|state| {
                 kept.extend(duplicates.iter().map(AsRawFd::as_raw_fd));
@@ -300,7 +295,6 @@ impl Control {
                 run: process.run.map(waiter),
                 reopen: process.reopen.into_iter().map(waiter).collect(),
                 forget: process.forget.map(waiter),
-                ..Waiters::default()
             };
             // Waiters name processes and connections by their numbers, which stay.
             self.next_number = process.number;
@@ -366,8 +360,7 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
     let content = wire::read_all(memory.as_fd(), length)?;
     let (state, rest): (State, _) = postcard::take_from_bytes(&content).map_err(io::Error::other)?;
     let (unsent, rest): (Unsent, _) = appended(rest)?;
-    let (attached, rest): (Vec<AttachedState>, _) = appended(rest)?;
-    let (starts, _): (Vec<(u64, WaiterState)>, _) = appended(rest)?;
+    let (attached, _): (Vec<AttachedState>, _) = appended(rest)?;
     drop(memory);
     let base = Base {
         listener: take_inherited(state.listener)?,
@@ -384,11 +377,6 @@ pub fn resume(state: &OsStr) -> io::Result<()> {
         }
     }
     control.take_state(state, unsent)?;
-    for (number, start) in starts {
-        if let Some(process) = control.processes.get_mut(&number) {
-            process.waiters.start = Some(waiter(start));
-        }
-    }
     control.reply(asked.connection, asked.message, &Reply::Done, Vec::new());
     // Children that ended meanwhile.
     control.sweep();
