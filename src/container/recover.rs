@@ -16,6 +16,7 @@ use crate::keeper::client::{self as keeper, Adopt, Exit, Output, Process, Source
 use crate::keeper::note::NotePage;
 use crate::node::{Node, record, table};
 use crate::pod::boot_id;
+use crate::sys::proc_stat::ProcStat;
 
 /// live.json: which process is meant, told apart from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ pub struct Live {
 
 impl Live {
     pub fn of(pid: i32) -> Result<Self> {
-        let start_time = Stat::of(pid)?.start_time;
+        let start_time = stat(pid, |stat| stat.start_time())?;
         Ok(Self { pid, start_time, boot_id: boot_id()?, pod_id: String::new() })
     }
 
@@ -40,9 +41,10 @@ impl Live {
         let pid = rustix::process::Pid::from_raw(self.pid)?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
         // Looked at after the pidfd was taken: the number cannot change hands between the two.
-        let stat = Stat::of(self.pid).ok()?;
-        let same = stat.start_time == self.start_time && boot_id().ok()? == self.boot_id;
-        same.then_some(Living { pidfd, executed: stat.executed })
+        let of = |stat: &ProcStat| Some((stat.start_time()?, stat.has_executed()?));
+        let (start_time, executed) = stat(self.pid, of).ok()?;
+        let same = start_time == self.start_time && boot_id().ok()? == self.boot_id;
+        same.then_some(Living { pidfd, executed })
     }
 }
 
@@ -53,33 +55,13 @@ pub struct Living {
     executed: bool,
 }
 
-/// What proc_pid_stat(5) says of a process.
-struct Stat {
-    start_time: u64,
-    /// It has executed a program since it was cloned. Nothing that it does can undo this.
-    executed: bool,
-    /// It is on its way to its end, and may have closed its files.
-    exiting: bool,
-}
-
-impl Stat {
-    fn of(pid: i32) -> Result<Self> {
-        /// PF_FORKNOEXEC and PF_EXITING of the kernel's include/linux/sched.h.
-        const NOT_EXECUTED: u64 = 0x40;
-        const EXITING: u64 = 0x4;
-        let path = format!("/proc/{pid}/stat");
-        let stat = std::fs::read_to_string(&path).step(|| format!("reading {path}"))?;
-        // The command's name, in brackets, may hold anything.
-        let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        // Counted from field 3.
-        let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
-        match (field(9), field(22)) {
-            (Some(flags), Some(start_time)) => {
-                Ok(Self { start_time, executed: flags & NOT_EXECUTED == 0, exiting: flags & EXITING != 0 })
-            }
-            _ => Err(crate::Error::internal(format!("{path} lacks the flags or the start time"))),
-        }
-    }
+/// What it says of a process.
+fn stat<T>(pid: i32, of: impl Fn(&ProcStat) -> Option<T>) -> Result<T> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).step(|| format!("reading {path}"))?;
+    ProcStat::of(&text)
+        .and_then(|stat| of(&stat))
+        .ok_or_else(|| crate::Error::internal(format!("{path} lacks a field")))
 }
 
 pub fn write_live(node: &Node, container: &Record, pid: i32) -> Result<()> {
@@ -323,7 +305,8 @@ async fn adopt(node: &Arc<Node>, record: &mut Record) -> Found {
     };
     // Looked at after the pipes were opened: had it lived until then, nothing of them is lost. Between
     // closing its files and its end lies the teardown of its mounts, which takes a while.
-    let closed = has_ended(&found.pidfd) || Stat::of(live.pid).is_ok_and(|stat| stat.exiting);
+    let closed =
+        has_ended(&found.pidfd) || stat(live.pid, |stat| stat.is_exiting()).is_ok_and(|exiting| exiting);
     if closed && !note.as_ref().is_some_and(NotePage::log_is_whole) {
         warn_of_loss(node, record);
     }
@@ -353,7 +336,7 @@ async fn started_at(live: &Live, found: &Living, note: Option<&NotePage>) -> Opt
     while !executed && tokio::time::Instant::now() < deadline {
         let ended = has_ended(&found.pidfd);
         // After that look: a zombie still tells, and it may have executed and ended meanwhile.
-        executed = Stat::of(live.pid).is_ok_and(|stat| stat.executed);
+        executed = stat(live.pid, |stat| stat.has_executed()).is_ok_and(|executed| executed);
         if ended && !executed {
             return None;
         }
@@ -392,17 +375,6 @@ fn reopen(record: &Record, state: &Path) -> Result<Option<Output>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_on_its_way_to_its_end_is_told_from_one_that_lives() {
-        assert!(!Stat::of(std::process::id() as i32).unwrap().exiting);
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = child.id() as i32;
-        while !Stat::of(pid).unwrap().exiting {
-            std::thread::yield_now();
-        }
-        child.wait().unwrap();
-    }
 
     #[test]
     fn a_process_is_told_apart_from_a_later_one_with_its_number() {

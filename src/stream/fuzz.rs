@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::chunk::Chunk;
 use super::remote_command::resize::Sizes;
-use super::spdy::frame::{self, Frame, Parser, Reset, client};
+use super::spdy::frame::{self, Broken, Frame, Parser, Reset, client};
 use super::spdy::header::{self, Headers};
 use super::spdy::session::{self, Refusal};
 use super::websocket::channel::{self, Incoming};
@@ -39,19 +39,8 @@ fn word(data: &mut &[u8]) -> u32 {
 /// The same frames in whatever parts the bytes come, and no more bytes in them than came.
 pub fn spdy_frames(data: &[u8]) {
     let parse = |size: usize| {
-        let (mut parser, mut buffer, mut frames) = (Parser::default(), BytesMut::new(), Vec::new());
-        for part in data.chunks(size.max(1)) {
-            buffer.extend_from_slice(part);
-            loop {
-                match parser.next(&mut buffer) {
-                    Ok(Some(frame)) => frames.push(frame),
-                    Ok(None) => break,
-                    Err(broken) => return (joined(frames), Some(broken)),
-                }
-            }
-            assert!(buffer.len() < frame::HEADER + frame::MAX_CONTROL, "what is held is bounded");
-        }
-        (joined(frames), None)
+        let (frames, broken) = parse(data, &[size]);
+        (joined(frames), broken)
     };
     let whole = parse(data.len());
     let size: usize =
@@ -62,8 +51,29 @@ pub fn spdy_frames(data: &[u8]) {
     }
 }
 
+/// Everything that is found when the bytes come in parts of these sizes.
+pub fn parse(bytes: &[u8], sizes: &[usize]) -> (Vec<Frame>, Option<Broken>) {
+    let (mut parser, mut buffer, mut frames) = (Parser::default(), BytesMut::new(), Vec::new());
+    let mut rest = bytes;
+    let mut sizes = sizes.iter().cycle();
+    while !rest.is_empty() {
+        let size = sizes.next().map_or(rest.len(), |size| (*size).clamp(1, rest.len()));
+        buffer.extend_from_slice(&rest[..size]);
+        rest = &rest[size..];
+        loop {
+            match parser.next(&mut buffer) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(broken) => return (frames, Some(broken)),
+            }
+        }
+        assert!(buffer.len() < frame::HEADER + frame::MAX_CONTROL, "what is held is bounded");
+    }
+    (frames, None)
+}
+
 /// With the parts of a data frame put together.
-fn joined(frames: Vec<Frame>) -> Vec<Frame> {
+pub fn joined(frames: Vec<Frame>) -> Vec<Frame> {
     let mut all: Vec<Frame> = Vec::new();
     for frame in frames {
         if let (Frame::Data { stream, fin, part }, Some(Frame::Data { stream: s, fin: f, part: p })) =

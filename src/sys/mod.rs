@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod pidfd;
 pub mod prctl;
 pub mod probe;
+pub mod proc_stat;
 mod raw;
 pub mod seqpacket;
 pub mod shared_page;

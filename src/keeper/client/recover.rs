@@ -18,6 +18,7 @@ use super::table::{Attachment, Entry, Reaped, Table};
 use super::{Config, Hold, Snapshot, Status, launch};
 use crate::error::{Kind, Step};
 use crate::keeper::protocol::{Phase, Record, Reply, Request, VERSION};
+use crate::sys::proc_stat::ProcStat;
 use crate::sys::{async_fd, pidfd, prctl};
 use crate::{Error, Result};
 
@@ -290,9 +291,7 @@ impl Shared {
         let mut table = lock(&self.table);
         let Some(entry) = table.entries.get_mut(&id) else {
             drop(table);
-            let pidfd =
-                known.pidfd.try_clone().step(|| format!("ending process {id}, which nobody wants"))?;
-            tokio::spawn(Arc::clone(self).disown(id, pidfd));
+            tokio::spawn(Arc::clone(self).disown(id, known.pidfd));
             return Ok(());
         };
         if entry.phase != known.phase && !matches!(entry.phase, Phase::Exited { .. }) {
@@ -310,10 +309,11 @@ impl Shared {
 
     /// Ends a process whose spawning nobody heard of: whoever had asked for it has given up, or was
     /// told that it failed.
-    pub async fn disown(self: Arc<Self>, id: String, pidfd: OwnedFd) {
+    pub async fn disown(self: Arc<Self>, id: String, pidfd: Arc<OwnedFd>) {
         tracing::warn!(process = id, "ending a process whose spawning was not heard of");
         let _ = pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
-        if let Ok(ended) = async_fd::watch(pidfd, Interest::READABLE) {
+        let duplicate = pidfd.as_ref().try_clone();
+        if let Ok(ended) = duplicate.and_then(|fd| async_fd::watch(fd, Interest::READABLE)) {
             let _ = ended.readable().await;
         }
         if let Err(error) = self.ask_again(&Request::Forget { id: id.clone() }, &[]).await {
@@ -424,7 +424,7 @@ async fn supervise(shared: Weak<Shared>, mut ended: Moving) {
 /// are of our session; containers and what they leave behind never are.
 async fn sweep(shared: Weak<Shared>) {
     // Zero where its leader is of a PID namespace above ours: getsid(2) cannot name it either.
-    let own = stat_of("self").map(|(_, session)| session);
+    let own = session_of("self", |_| true);
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
@@ -434,8 +434,8 @@ async fn sweep(shared: Weak<Shared>) {
             living.flat_map(|entry| entry.final_pid().into_iter().chain([entry.pid])).collect()
         };
         for pid in children() {
-            let ended = stat_of(pid).filter(|(is_zombie, _)| *is_zombie);
-            if !known.contains(&pid) && ended.is_some_and(|(_, session)| Some(session) != own) {
+            let ended = session_of(pid, |stat| stat.is_zombie());
+            if !known.contains(&pid) && ended.is_some() && ended != own {
                 pidfd::reap_pid(pid);
             }
         }
@@ -448,11 +448,8 @@ fn children() -> Vec<i32> {
     lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect()
 }
 
-/// Whether a process has ended and is not reaped, and its session (proc_pid_stat(5)).
-fn stat_of(pid: impl std::fmt::Display) -> Option<(bool, i32)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // pid (comm) state ppid pgrp session
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let is_zombie = fields.next()? == "Z";
-    Some((is_zombie, fields.nth(2)?.parse().ok()?))
+/// The session of a process of which `holds`.
+fn session_of(pid: impl std::fmt::Display, holds: impl Fn(&ProcStat) -> bool) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    ProcStat::of(&text).filter(holds)?.session()
 }

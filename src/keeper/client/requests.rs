@@ -89,7 +89,7 @@ impl Drop for Spawning<'_> {
                 if let Ok((Reply::Spawned { .. } | Reply::Started { .. }, mut fds)) = answers.next().await
                     && let Some(pidfd) = fds.pop()
                 {
-                    shared.disown(id, pidfd).await;
+                    shared.disown(id, Arc::new(pidfd)).await;
                 }
             });
         }

@@ -12,6 +12,7 @@
 mod connection;
 mod exit;
 mod process;
+mod reap;
 mod request;
 mod snapshot;
 mod upgrade;

@@ -261,44 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Everything that is found when the bytes come in parts of these sizes.
-    fn parse(bytes: &[u8], sizes: &[usize]) -> (Vec<Frame>, Option<Broken>) {
-        let (mut parser, mut buffer, mut frames) = (Parser::default(), BytesMut::new(), Vec::new());
-        let mut rest = bytes;
-        let mut sizes = sizes.iter().cycle();
-        while !rest.is_empty() {
-            let size = sizes.next().map_or(rest.len(), |size| (*size).clamp(1, rest.len()));
-            buffer.extend_from_slice(&rest[..size]);
-            rest = &rest[size..];
-            loop {
-                match parser.next(&mut buffer) {
-                    Ok(Some(frame)) => frames.push(frame),
-                    Ok(None) => break,
-                    Err(broken) => return (frames, Some(broken)),
-                }
-            }
-        }
-        (frames, None)
-    }
-
-    /// With the parts of a data frame put together.
-    fn joined(frames: Vec<Frame>) -> Vec<Frame> {
-        let mut all: Vec<Frame> = Vec::new();
-        for frame in frames {
-            if let (Frame::Data { stream, fin, part }, Some(Frame::Data { stream: s, fin: f, part: p })) =
-                (&frame, all.last_mut())
-                && s == stream
-                && !*f
-            {
-                *p = [&p[..], part].concat().into();
-                *f = *fin;
-            } else {
-                all.push(frame);
-            }
-        }
-        all
-    }
+    use crate::stream::fuzz::{joined, parse};
 
     #[test]
     fn what_is_encoded_is_read() {
