@@ -74,6 +74,25 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|pieces| [pieces.concat(), vec![7; 40_000], pieces.concat()].concat())
 }
 
+/// Literals, then a run, so placed that both lie around a block's end in every way.
+#[test]
+fn a_match_may_begin_wherever_a_block_is_full() {
+    let mut random = 1_u32;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let mut byte = || {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            b'0' + (random >> 24) as u8 % 64
+        };
+        (0..len).map(|_| byte()).collect()
+    };
+    for before in BLOCK - 300..BLOCK + 8 {
+        let bytes = [noise(before), vec![b'~'; 600], noise(400)].concat();
+        for level in [1, 9] {
+            assert!(unzip(&zip(&bytes, level), usize::MAX).unwrap() == bytes, "{before} before");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

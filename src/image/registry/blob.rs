@@ -29,13 +29,11 @@ pub struct Served {
 }
 
 impl Session {
-    /// The bytes were wrong: whoever gave some of them is not asked again. False where nobody did,
-    /// or nobody is left.
+    /// The bytes were wrong: whoever gave the first of them is not asked again. Who went on behind them
+    /// may be right. False where nobody did, or nobody is left.
     pub fn distrust(&self, served: &mut Served) -> bool {
-        if served.now.is_empty() {
-            return false;
-        }
-        served.distrusted.append(&mut served.now);
+        let Some(first) = std::mem::take(&mut served.now).first().copied() else { return false };
+        served.distrusted.push(first);
         let mut failures = Failures::new(self, false);
         failures.leave_out(&served.distrusted);
         !failures.open().is_empty()

@@ -136,7 +136,7 @@ impl Registries {
 }
 
 impl Session {
-    /// A manifest or index by tag or digest: its bytes and media type. The caller verifies them.
+    /// A manifest or index by tag or digest, which is verified: its bytes and media type.
     pub async fn manifest(&self, version: &str, accept: &str, limit: usize) -> Result<(Vec<u8>, String)> {
         let what = format!("manifest {version}");
         let path = format!("manifests/{version}");

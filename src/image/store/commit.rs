@@ -7,11 +7,13 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog::{LayerState, NewImage};
-use super::index::{Change, ImageRecord};
+use super::index::{Change, LayerRecord};
 use super::{Store, unpack};
 use crate::error::Step;
 use crate::image::digest::Digest;
 use crate::{Error, Result};
+
+type Unindexed = (Digest, LayerRecord, LayerState);
 
 /// An image that waits for being committed.
 pub(super) struct Commit {
@@ -38,20 +40,20 @@ impl Store {
             if let Some(result) = outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return result;
             }
-            let (batch, records) = self.next_batch();
+            let batch = self.next_batch();
             if batch.is_empty() {
                 return Err(Error::internal("the commit ended early"));
             }
-            self.commit_batch(batch, records);
+            self.commit_batch(batch);
         }
     }
 
     /// All that wait and change different records: the first one always, the rest another time.
-    fn next_batch(&self) -> (Vec<Commit>, Vec<(Digest, ImageRecord)>) {
+    fn next_batch(&self) -> Vec<Commit> {
         let mut waiting = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let catalog = self.catalog();
         let (mut batch, mut later) = (Vec::new(), Vec::new());
-        let (mut all, mut changed, mut names) = (Vec::new(), HashSet::new(), HashSet::new());
+        let (mut changed, mut names) = (HashSet::new(), HashSet::new());
         for commit in waiting.drain(..) {
             let records = catalog.records_for(&commit.new);
             let named: Vec<_> = commit.new.tag.iter().chain(&commit.new.digest).cloned().collect();
@@ -61,60 +63,86 @@ impl Store {
             }
             changed.extend(records.iter().map(|(id, _)| *id));
             names.extend(named);
-            all.extend(records);
             batch.push(commit);
         }
         *waiting = later;
-        (batch, all)
+        batch
     }
 
-    fn commit_batch(&self, batch: Vec<Commit>, records: Vec<(Digest, ImageRecord)>) {
-        match self.make_durable(&batch, records) {
+    fn commit_batch(&self, batch: Vec<Commit>) {
+        let mut ready = Vec::new();
+        for commit in batch {
             // What is wrong with one is not the others' fault.
-            Err(_) if batch.len() > 1 => {
-                for commit in batch {
-                    let records = self.catalog().records_for(&commit.new);
-                    self.commit_batch(vec![commit], records);
-                }
+            match self.prepare(&commit.new) {
+                Ok(()) => ready.push(commit),
+                Err(error) => commit.end(Err(error)),
             }
-            Err(error) => batch.iter().for_each(|commit| commit.end(Err(error.clone()))),
+        }
+        let mut seen = HashSet::new();
+        let mut layers: Vec<_> =
+            ready.iter().flat_map(|commit| self.catalog().unindexed(&commit.new.layers)).collect();
+        layers.retain(|(diff_id, ..)| seen.insert(*diff_id));
+        match self.make_durable(&ready, &layers) {
             Ok(()) => {
-                for Commit { new, outcome, .. } in batch {
+                for Commit { new, outcome, .. } in ready {
                     let visible = self.catalog_mut().put_image(new);
                     *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(visible);
                 }
             }
+            Err(error) => {
+                self.drop_unwritten(&layers);
+                ready.iter().for_each(|commit| commit.end(Err(error.clone())));
+            }
         }
     }
 
-    fn make_durable(&self, batch: &[Commit], records: Vec<(Digest, ImageRecord)>) -> Result<()> {
-        let mut unindexed = Vec::new();
-        let mut seen = HashSet::new();
-        for commit in batch {
-            let its = self.catalog().unindexed(&commit.new.layers);
-            if its.iter().any(|(_, _, state)| *state == LayerState::Staged) {
-                self.inherit(&commit.new.layers)?;
-            }
-            unindexed.extend(its.into_iter().filter(|(diff_id, ..)| seen.insert(*diff_id)));
+    /// Finishes the image's layers.
+    fn prepare(&self, new: &NewImage) -> Result<()> {
+        if let Some(gone) = new.layers.iter().find(|layer| !self.catalog().has_layer(**layer)) {
+            let text = format!("layer {gone} was withdrawn before its image was committed; pull it again");
+            return Err(Error::unavailable(text));
         }
-        let staged: Vec<_> = unindexed.iter().filter(|(_, _, state)| *state == LayerState::Staged).collect();
-        if !staged.is_empty() {
+        let unindexed = self.catalog().unindexed(&new.layers);
+        if unindexed.iter().any(|(_, _, state)| *state == LayerState::Staged) {
+            self.inherit(&new.layers)?;
+        }
+        Ok(())
+    }
+
+    fn make_durable(&self, batch: &[Commit], layers: &[Unindexed]) -> Result<()> {
+        if !layers.is_empty() {
             self.sync()?;
-            for (diff_id, layer, _) in staged {
+            for (diff_id, layer, _) in layers.iter().filter(|(_, _, state)| *state == LayerState::Staged) {
                 self.rename(layer.number, "staging", "layers")?;
                 self.catalog_mut().set_state(*diff_id, LayerState::Placed);
             }
             self.sync_directories()?;
         }
+        let put_images = batch.iter().flat_map(|commit| self.catalog().records_for(&commit.new)).collect();
         self.index.apply(&Change {
-            put_images: records,
+            put_images,
             put_configs: batch.iter().map(|commit| (commit.new.id, commit.config.clone())).collect(),
-            put_layers: unindexed.iter().map(|(id, record, _)| (*id, *record)).collect(),
+            put_layers: layers.iter().map(|(id, record, _)| (*id, *record)).collect(),
             ..Change::default()
         })?;
         let mut catalog = self.catalog_mut();
-        unindexed.iter().for_each(|(diff_id, ..)| catalog.set_state(*diff_id, LayerState::Indexed));
+        layers.iter().for_each(|(diff_id, ..)| catalog.set_state(*diff_id, LayerState::Indexed));
         Ok(())
+    }
+
+    /// Layers that may not be on the disk as they should: the kernel tells of a lost write once, and a
+    /// second try would find nothing wrong. The next pull fetches them anew.
+    fn drop_unwritten(&self, layers: &[Unindexed]) {
+        for (diff_id, ..) in layers {
+            let state = self.catalog().place_of(*diff_id).map(|(_, state)| state);
+            let number = self.catalog_mut().withdraw(&[], Some(*diff_id), Vec::new());
+            self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
+            if let Some((number, state)) = number.zip(state)
+                && let Err(error) = self.bury(number, state)
+            {
+                tracing::warn!(%diff_id, %error, "a layer that was not made durable is not deleted");
+            }
+        }
     }
 
     /// Directories that a new layer has without having said anything about them look like what the

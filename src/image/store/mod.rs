@@ -14,9 +14,9 @@
 //! ```
 //!
 //! A commit, of all the images that wait for one, is: everything written → syncfs → rename
-//! `staging/N` to `layers/N` → fsync of both → one index transaction. A cut in between leaves directories that no index record names; they
-//! are found and deleted at the next start. A deletion goes the same way backwards: transaction,
-//! rename, unlink. Holders are links because making one is a single atomic call, cheap enough for
+//! `staging/N` to `layers/N` → fsync of both → one index transaction. A cut in between leaves
+//! directories that no index record names; they are found and deleted at the next start. A deletion
+//! goes the same way backwards: transaction, rename, unlink. Holders are links because making one is a single atomic call, cheap enough for
 //! every CreateContainer; what a power cut takes of them had no running container left.
 
 mod catalog;
@@ -47,6 +47,9 @@ use crate::{Error, Result};
 
 pub struct Store {
     root: PathBuf,
+    /// Open since before anything was written: syncfs(2) tells an open file of each lost write once, and
+    /// one that is opened afterwards of none.
+    directory: File,
     index: Index,
     catalog: RwLock<Catalog>,
     /// One change of names and layers at a time.
@@ -94,6 +97,7 @@ impl Store {
         {
             make_directory(&root.join(name), mode)?;
         }
+        let directory = File::open(root).step(|| format!("opening {}", root.display()))?;
         spread(&root.join("staging"));
         let index = open_index(root)?;
         let mut catalog = Catalog::load(index.contents()?)?;
@@ -105,6 +109,7 @@ impl Store {
             .fold(last, u64::max);
         Ok(Self {
             root: root.to_owned(),
+            directory,
             index,
             catalog: RwLock::new(catalog),
             change: Mutex::default(),
@@ -254,8 +259,8 @@ impl Store {
     }
 
     fn sync(&self) -> Result<()> {
-        let root = File::open(&self.root).step(|| format!("opening {}", self.root.display()))?;
-        rustix::fs::syncfs(&root).step(|| format!("syncing the filesystem of {}", self.root.display()))
+        rustix::fs::syncfs(&self.directory)
+            .step(|| format!("syncing the filesystem of {}", self.root.display()))
     }
 
     /// What the filesystem has left for us.

@@ -173,10 +173,10 @@ async fn registries_conf_gives_short_names_and_other_places() {
 }
 
 /// A mirror may have been given something else under a digest, or lie: the image's own registry has
-/// the last word, for layers (a changed one, one that is no archive), configs and manifests.
+/// the last word, for layers (a changed one, one that is no archive or of another length), configs and manifests.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_with_wrong_bytes_is_passed_over() {
-    for what in ["layer", "noise", "config", "manifest"] {
+    for what in ["layer", "noise", "short", "long", "config", "manifest"] {
         let root = tempfile::tempdir().unwrap();
         let registry = Fake::plain().await;
         let mut one = layer(&[("a", b"1")]);
@@ -190,6 +190,10 @@ async fn a_mirror_with_wrong_bytes_is_passed_over() {
                 "manifest" if request.path.contains("/manifests/sha256:") => bytes.push(b' '),
                 "config" if request.path.contains("/blobs/") && is_config => bytes.reverse(),
                 "layer" if request.path.contains("/blobs/") && !is_config => bytes[4] ^= 1,
+                "short" if request.path.contains("/blobs/") && !is_config => {
+                    bytes = b"<html>not what you asked for</html>".to_vec();
+                }
+                "long" if request.path.contains("/blobs/") && !is_config => bytes.extend([0x5a; 100]),
                 "noise" if request.path.contains("/blobs/") && !is_config => bytes.fill(0x5a),
                 _ => return None,
             }

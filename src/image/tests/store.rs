@@ -139,7 +139,7 @@ async fn leftovers_are_freed_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_is_an_error_and_stays_as_it_is() {
+async fn a_damaged_store_is_an_error_and_one_that_lacks_a_layer_serves_the_rest() {
     let root = tempfile::tempdir().unwrap();
     let fake = Fake::plain().await;
     let images = open(root.path()).await;
@@ -211,4 +211,28 @@ async fn commits_at_once_keep_every_name() {
     drop(images);
     check(&reopen(root.path()).await);
     assert_eq!(entries(&root.path().join("staging")), 0);
+}
+
+/// What could not be made durable is fetched anew: a second try of its commit would find nothing wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_leaves_nothing_to_a_second_try() {
+    let root = tempfile::tempdir().unwrap();
+    let fake = Fake::plain().await;
+    let images = open(root.path()).await;
+    let layers = [layer(&[("base", b"base")]), layer(&[("own", b"own")])];
+    let blobs = layers.each_ref().map(|(zipped, _)| format!("blobs/{}", Digest::of(zipped)));
+    fake.put_image("a/b", "v1", &layers);
+    let name = fake.reference("a/b:v1");
+    // In the way of the layer that is placed last.
+    let obstacle = root.path().join("layers/2");
+    std::fs::create_dir(&obstacle).unwrap();
+    let error = images.pull(&name, Auth::default()).await.unwrap_err();
+    assert!(error.message.contains("renaming") && error.message.contains("layers/2"), "{error}");
+    assert!(images.list(None).unwrap().is_empty());
+    std::fs::remove_dir(&obstacle).unwrap();
+    eventually(|| entries(&root.path().join("layers")) == 0 && entries(&root.path().join("staging")) == 0)
+        .await;
+    images.pull(&name, Auth::default()).await.unwrap();
+    assert_eq!(blobs.map(|blob| fake.count(&blob)), [2, 2]);
+    assert!(images.status(&name).unwrap().is_some());
 }

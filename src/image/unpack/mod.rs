@@ -65,7 +65,7 @@ pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: 
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
     let log = record::Log::create(manifest).map_err(|e| failed("writing the layer's manifest".into(), e))?;
     let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
-    let writeback = Writeback::start().map_err(|e| Error::io("starting a thread", e))?;
+    let writeback = Writeback::start();
     let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, entries: 0, bytes: 0 };
     while let Some(entry) =
         layer.archive.next_entry().map_err(|e| failed("reading the layer's archive".into(), e))?
@@ -137,7 +137,7 @@ impl<R: BufRead> Layer<R> {
                 let file = self.tree.file(&place)?;
                 let data = self.write(&file, entry)?;
                 self.tree.finish_file(&place, &file, entry, data)?;
-                self.writeback.add(file);
+                self.writeback.add(&file);
                 Ok(())
             }
             Kind::Symlink => self.tree.symlink(&place, entry),
@@ -182,7 +182,7 @@ impl<R: BufRead> Layer<R> {
                 unwritten += part;
                 if unwritten >= WRITEBACK {
                     unwritten = 0;
-                    self.writeback.add(file.try_clone()?);
+                    self.writeback.add(file);
                 }
             }
         }

@@ -5,7 +5,6 @@
 //! a busy disk makes that wait. What finds the queue full is left to the commit.
 
 use std::fs::File;
-use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -18,19 +17,20 @@ pub struct Writeback {
 }
 
 impl Writeback {
-    pub fn start() -> io::Result<Self> {
+    /// Without the thread everything is left to the commit.
+    pub fn start() -> Self {
         let (files, waiting) = sync_channel::<File>(QUEUE);
         let thread = thread::Builder::new().name("writeback".into()).spawn(move || {
             for file in waiting {
                 // The commit's syncfs tells of all that could not be written.
                 let _ = crate::sys::writeback::start(&file);
             }
-        })?;
-        Ok(Self { files: Some(files), thread: Some(thread) })
+        });
+        Self { files: Some(files), thread: thread.ok() }
     }
 
-    pub fn add(&self, file: File) {
-        if let Some(files) = &self.files {
+    pub fn add(&self, file: &File) {
+        if let (Some(files), Ok(file)) = (&self.files, file.try_clone()) {
             let _ = files.try_send(file);
         }
     }
