@@ -98,9 +98,65 @@ impl AsyncWrite for Io {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
+/// The writer, and what a write that was dropped half way has left to be written before all else: a
+/// stream that ends must not tear the frame of another.
+struct Outward {
+    writer: WriteHalf,
+    rest: Vec<u8>,
+}
+
+/// A write under way.
+struct Writing<'a, 'b> {
+    out: &'a mut Outward,
+    left: &'b [u8],
+    begun: bool,
+}
+
+impl Drop for Writing<'_, '_> {
+    fn drop(&mut self) {
+        if self.begun {
+            self.out.rest.extend_from_slice(self.left);
+        }
+    }
+}
+
+impl Outward {
+    async fn write_rest(&mut self) -> io::Result<()> {
+        while !self.rest.is_empty() {
+            match self.writer.write(&self.rest).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => drop(self.rest.drain(..written)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of it, or where it is dropped before it has begun, nothing.
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_rest().await?;
+        let mut writing = Writing { out: self, left: bytes, begun: false };
+        while !writing.left.is_empty() {
+            match writing.out.writer.write(writing.left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => writing.left = &writing.left[written..],
+            }
+            writing.begun = true;
+        }
+        Ok(())
+    }
+
+    /// Writes what `take` gives, even if this is dropped: by who writes next.
+    async fn write_taken(&mut self, take: impl FnOnce() -> Vec<u8>) -> io::Result<()> {
+        self.write_rest().await?;
+        self.rest = take();
+        self.write_rest().await?;
+        self.writer.flush().await
+    }
+}
+
 /// The way out of a connection, shared by all its streams.
 pub struct Wire {
-    writer: tokio::sync::Mutex<WriteHalf>,
+    out: tokio::sync::Mutex<Outward>,
     /// Whole frames that go between two writes.
     control: Mutex<Vec<u8>>,
     /// Every write is a WebSocket message: the connection is a tunnel.
@@ -117,7 +173,7 @@ pub struct Wire {
 impl Wire {
     pub fn new(writer: WriteHalf, socket: Option<OwnedFd>, tunnel: bool) -> Arc<Self> {
         Arc::new(Self {
-            writer: tokio::sync::Mutex::new(writer),
+            out: tokio::sync::Mutex::new(Outward { writer, rest: Vec::new() }),
             control: Mutex::default(),
             tunnel,
             socket,
@@ -142,17 +198,13 @@ impl Wire {
 
     async fn write(&self, bytes: &[u8]) -> Result<(), Gone> {
         {
-            let mut writer = self.writer.lock().await;
+            let mut out = self.out.lock().await;
             if self.is_gone() {
                 return Err(Gone);
             }
             let written = async {
-                writer.write_all(bytes).await?;
-                let control = self.take_control();
-                if !control.is_empty() {
-                    writer.write_all(&control).await?;
-                }
-                writer.flush().await
+                out.write(bytes).await?;
+                out.write_taken(|| self.take_control()).await
             };
             self.unless_gone(written).await?;
             self.touch();
@@ -191,16 +243,11 @@ impl Wire {
     /// Writes what [`Self::put_control`] has left, unless somebody is writing, who will.
     pub async fn flush_control(&self) -> Result<(), Gone> {
         while !self.control.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            let Ok(mut writer) = self.writer.try_lock() else { return Ok(()) };
+            let Ok(mut out) = self.out.try_lock() else { return Ok(()) };
             if self.is_gone() {
                 return Err(Gone);
             }
-            let control = self.take_control();
-            let written = async {
-                writer.write_all(&control).await?;
-                writer.flush().await
-            };
-            self.unless_gone(written).await?;
+            self.unless_gone(out.write_taken(|| self.take_control())).await?;
         }
         Ok(())
     }
@@ -226,7 +273,7 @@ impl Wire {
     /// Says to the client that nothing more comes.
     pub async fn shut_down(&self) {
         let _ = self.flush_control().await;
-        let shut = async { self.writer.lock().await.shutdown().await };
+        let shut = async { self.out.lock().await.writer.shutdown().await };
         let _ = tokio::time::timeout(SHUT_DOWN_LIMIT, shut).await;
     }
 
@@ -361,5 +408,43 @@ mod tests {
         assert!(!flush.is_finished());
         wire.go();
         assert_eq!(flush.await.unwrap(), Err(Gone));
+    }
+
+    /// A connection that is reset while the client does not read must not tear the frames of another.
+    #[tokio::test]
+    async fn a_write_that_is_dropped_half_way_is_finished_by_the_next() {
+        let (wire, mut client) = unread();
+        tokio::select! {
+            biased;
+            _ = wire.write(&[1; 100]) => panic!("there is no room for it"),
+            () = tokio::task::yield_now() => {}
+        }
+        wire.put_control(&[2; 50]).unwrap();
+        tokio::select! {
+            biased;
+            _ = wire.flush_control() => panic!("there is no room for it"),
+            () = tokio::task::yield_now() => {}
+        }
+        // Not begun: nothing of it is written.
+        tokio::select! {
+            biased;
+            _ = wire.write(&[3; 10]) => panic!("there is no room for it"),
+            () = tokio::task::yield_now() => {}
+        }
+        let mut all = vec![0; 160];
+        let (written, read) = tokio::join!(wire.write(&[4; 10]), client.read_exact(&mut all));
+        assert!(written.is_ok() && read.is_ok());
+        assert!(all == [vec![1; 100], vec![4; 10], vec![2; 50]].concat(), "{all:?}");
+
+        wire.put_control(&[5; 50]).unwrap();
+        tokio::select! {
+            biased;
+            _ = wire.flush_control() => panic!("there is no room for it"),
+            () = tokio::task::yield_now() => {}
+        }
+        let mut all = vec![0; 60];
+        let (written, read) = tokio::join!(wire.write(&[6; 10]), client.read_exact(&mut all));
+        assert!(written.is_ok() && read.is_ok());
+        assert!(all == [vec![5; 50], vec![6; 10]].concat(), "{all:?}");
     }
 }

@@ -35,7 +35,7 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
             Some(until) => tokio::time::timeout_at(until.into(), streams.recv()).await,
         };
         let Ok(next) = next else {
-            refuse_unpaired(&mut waiting).await;
+            refuse_unpaired(&mut waiting);
             continue;
         };
         let Some(stream) = next else { return };
@@ -98,7 +98,9 @@ fn pair_key(stream: &Stream) -> String {
     }
 }
 
-async fn refuse_unpaired(waiting: &mut HashMap<String, (Stream, Instant)>) {
+/// Not waited for: a client that does not read must not keep its next streams from being taken, nor its
+/// end from being seen.
+fn refuse_unpaired(waiting: &mut HashMap<String, (Stream, Instant)>) {
     let late: Vec<String> = waiting
         .iter()
         .filter(|(_, (_, since))| since.elapsed() >= PAIR_LIMIT)
@@ -106,7 +108,9 @@ async fn refuse_unpaired(waiting: &mut HashMap<String, (Stream, Instant)>) {
         .collect();
     for (stream, _) in late.iter().filter_map(|key| waiting.remove(key)) {
         if !is_data(&stream.headers) {
-            refuse(&Outlet::Spdy(stream), "timed out waiting for the data stream").await;
+            tokio::spawn(async move {
+                refuse(&Outlet::Spdy(stream), "timed out waiting for the data stream").await;
+            });
         }
     }
 }

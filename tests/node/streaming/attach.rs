@@ -72,26 +72,29 @@ async fn input_stays_open_or_ends_with_its_first_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_outlives_its_clients_the_daemon_and_the_keeper() {
     let (mut daemon, pod) = start("tty").await;
-    let mut config = script("tty", "while read line; do echo got $line; stty size; done");
+    // A size may come later than the line behind it.
+    let program = "while read line size; do echo got $line; until [ \"$(stty size 2>/dev/null)\" = \"$size\" ]; do \
+                 sleep 0.05; done; stty size; done";
+    let mut config = script("tty", program);
     (config.stdin, config.tty) = (true, true);
     let id = daemon.run(&pod, config).await;
     let mut session = open(&daemon, &id, true, true).await;
     session.resize(90, 20).await;
-    session.send(0, b"one\n").await;
-    session.until("20 90").await;
+    session.send(0, b"one 20 90\n").await;
+    session.until("\n20 90").await;
     drop(session);
     let mut session = open(&daemon, &id, true, true).await;
     daemon.kill_keeper();
     // What is said between two keepers is said when there is one.
-    session.send(0, b"two\n").await;
+    session.send(0, b"two 20 90\n").await;
     session.until("got two").await;
     daemon.kill();
     drop(session);
     daemon.start_again().await;
     let mut session = open(&daemon, &id, true, true).await;
     session.resize(91, 21).await;
-    session.send(0, b"three\n").await;
-    session.until("21 91").await;
+    session.send(0, b"three 21 91\n").await;
+    session.until("\n21 91").await;
     drop(session);
     let lines = read_log(Path::new(&daemon.status(&id).await.log_path));
     let log = text(&lines);

@@ -131,7 +131,10 @@ async fn input_ends_when_the_client_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_has_the_size_that_the_client_tells() {
     let (daemon, id) = start().await;
-    let argv = ["sh", "-c", "tty; echo $TERM; read a; stty size; read b; stty size; test -t 2; exit $?"];
+    // A size may come later than the line behind it.
+    let program = "size() { until stty size 2>/dev/null | grep \"$1\"; do sleep 0.05; done; }; \
+                   tty; echo $TERM; read a; size '31 101'; read b; size '62 202'; test -t 2; exit $?";
+    let argv = ["sh", "-c", program];
     let mut session = Session::open(&daemon, &exec_url(&daemon, &id, &argv, true).await, V5).await;
     session.until("xterm").await;
     session.resize(101, 31).await;
