@@ -7,6 +7,7 @@ use podwright::cri::wire as cri;
 use tonic::Code;
 
 use super::client::{Session, V4, V5, exec_url, raise_loopback};
+use super::eventually;
 use super::spdy;
 use crate::harness::{Daemon, hierarchies, pod, script};
 
@@ -16,17 +17,6 @@ async fn start() -> (Daemon, String) {
     let pod = daemon.run_pod(pod("stream")).await;
     let id = daemon.run(&pod, script("main", "sleep 1000")).await;
     (daemon, id)
-}
-
-/// Waits for something that the kernel does in its own time (up to 200 s).
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..4000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("it does not come to this: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

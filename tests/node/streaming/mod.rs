@@ -10,3 +10,16 @@ mod port_forward;
 mod refusal;
 mod spdy;
 mod transport;
+
+use std::time::Duration;
+
+/// Waits for something that the kernel does in its own time (up to 200 s).
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..4000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not come to this: {what}");
+}

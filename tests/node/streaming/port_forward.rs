@@ -11,6 +11,7 @@ use podwright::cri::wire as cri;
 use podwright::network::namespace;
 
 use super::client::{PortSession, raise_loopback};
+use super::eventually;
 use super::spdy::{Client, Frame, REFUSED_STREAM};
 use crate::harness::{Daemon, namespaces, pod};
 
@@ -218,17 +219,6 @@ async fn ports_that_are_none_are_refused() {
     daemon.finish().await;
 }
 
-/// Waits for something that another side does in its own time (up to 20 s).
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..400 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("it does not come to this: {what}");
-}
-
 /// One connection, opened and closed by the book.
 async fn hello(client: &mut Client, port: u16, request: usize) {
     let (error, data) = client.pair(port, request).await;
@@ -250,7 +240,7 @@ async fn what_is_reset_is_closed_and_counts_no_more() {
         client.reset(error).await;
     }
     hello(&mut client, echo.port, 1500).await;
-    eventually("all connections are closed", || stubborn.open() == 0).await;
+    eventually("all connections are closed", async || stubborn.open() == 0).await;
     // Halves of connections, which wait for the other one.
     for request in 2000..5000 {
         let request = request.to_string();
@@ -272,7 +262,7 @@ async fn a_session_has_five_hundred_connections_and_no_more() {
         let (_, data) = client.pair(echo.port, request).await;
         first = first.or(Some(data));
     }
-    eventually("all are connected", || echo.open() == 500).await;
+    eventually("all are connected", async || echo.open() == 500).await;
     let (error, data) = client.pair(echo.port, 500).await;
     let mut refused = Vec::new();
     while refused.len() < 2 {
@@ -284,10 +274,10 @@ async fn a_session_has_five_hundred_connections_and_no_more() {
     assert_eq!(refused, [error, data]);
     client.reset(first.unwrap()).await;
     client.reset(first.unwrap() - 2).await;
-    eventually("one of them is closed", || echo.open() == 499).await;
+    eventually("one of them is closed", async || echo.open() == 499).await;
     hello(&mut client, echo.port, 501).await;
     drop(client);
-    eventually("all are closed", || echo.open() == 0).await;
+    eventually("all are closed", async || echo.open() == 0).await;
     drop(echo);
     daemon.finish().await;
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::client::{Session, V4, V5, connect, exec_url, raise_loopback};
+use super::eventually;
 use super::go_client;
 use crate::harness::{Daemon, pod, script};
 
@@ -163,9 +164,12 @@ async fn the_kernel_asks_after_a_silent_client() {
     // One that has not even asked yet.
     let silent = connect(&daemon, &url).await;
     let filter = format!("sport = :{port}");
-    let said = daemon.in_netns("ss", &["-tnoH", "state", "established", &filter]);
-    let asked = said.lines().filter(|line| line.contains("timer:(keepalive,")).count();
-    assert_eq!(asked, 2, "{said}");
+    // A connection is set up after it is accepted, and what it waits to acknowledge is shown instead.
+    eventually("both are asked after", async || {
+        let said = daemon.in_netns("ss", &["-tnoH", "state", "established", &filter]);
+        said.lines().filter(|line| line.contains("timer:(keepalive,")).count() == 2
+    })
+    .await;
     drop((session, silent));
     daemon.finish().await;
 }
