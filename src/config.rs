@@ -129,7 +129,8 @@ impl ImageConfig {
 pub struct ContainerConfig {
     /// RLIMIT_NOFILE of containers, soft and hard; not the daemon's own (BEHAVIOUR 23).
     pub nofile: (u64, u64),
-    /// Seconds that touching a volume may take before CreateContainer fails.
+    /// Seconds that touching what a container has mounted may take before CreateContainer, or an exec that
+    /// needs a terminal, fails.
     pub volume_timeout: u64,
 }
 

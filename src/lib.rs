@@ -23,5 +23,6 @@ pub mod pod;
 pub mod security;
 pub mod stream;
 pub mod sys;
+pub mod threads;
 
 pub use error::{Error, Result};

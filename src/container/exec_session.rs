@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -76,7 +77,11 @@ pub async fn begin(node: &Arc<Node>, id: &str, wish: &Wish) -> Result<(Session, 
     let container = node.containers.find(id)?;
     let main = running(&container)?;
     let (uid, gid) = template(node, &container)?.user();
-    let (stdio, ends) = if wish.tty { open_terminal(&main, uid).await? } else { open_pipes(wish, uid, gid)? };
+    let (stdio, ends) = if wish.tty {
+        open_terminal(node, &container, &main, uid).await?
+    } else {
+        open_pipes(wish, uid, gid)?
+    };
     let mut guard = Guard::new(node, &container)?;
     let process = guard.spawn(&container, &main, &wish.argv, stdio).await?;
     guard.leave();
@@ -108,11 +113,16 @@ fn open_pipes(wish: &Wish, uid: u32, gid: u32) -> Result<(Stdio, Ends)> {
 }
 
 /// A terminal of the container's own devpts, so that its name means something in there.
-async fn open_terminal(main: &Process, uid: u32) -> Result<(Stdio, Ends)> {
+async fn open_terminal(
+    node: &Node,
+    container: &Container,
+    main: &Process,
+    uid: u32,
+) -> Result<(Stdio, Ends)> {
     let main = main.clone();
-    // What is mounted in a container may be a file system that does not answer.
-    let opened = tokio::task::spawn_blocking(move || open_ptmx(&main)).await;
-    let master = opened.map_err(|e| Error::internal(format!("opening a terminal: {e}")))??;
+    let limit = Duration::from_secs(node.config.container.volume_timeout);
+    let what = format!("opening a terminal of container {}", container.id);
+    let master = container.inside.look(&what, limit, move || open_ptmx(&main)).await?;
     rustix::pty::unlockpt(&master).step(|| "unlocking the terminal")?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave =

@@ -18,6 +18,7 @@ pub mod exec_session;
 pub mod exposure;
 mod ground;
 pub mod image_volume;
+mod inside;
 pub mod list;
 pub mod metrics;
 pub mod mounts;
@@ -111,6 +112,8 @@ pub struct Container {
     /// What its execs are made of; filled when first needed.
     exec: OnceLock<Arc<exec::Template>>,
     readings: Mutex<stats::Readings>,
+    /// Held while somebody looks at what it has mounted.
+    inside: inside::Inside,
 }
 
 impl Container {
@@ -124,6 +127,7 @@ impl Container {
             stopping: Mutex::default(),
             exec: OnceLock::new(),
             readings: Mutex::default(),
+            inside: inside::Inside::default(),
         }
     }
 

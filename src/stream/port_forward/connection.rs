@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 
 use super::netns;
 use crate::error::Step;
@@ -21,7 +22,11 @@ use crate::stream::chunk::{CONTENT, Chunk};
 use crate::stream::remote_command::Outlet;
 use crate::stream::spdy::session::Stream;
 use crate::stream::wire::Gone;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
+
+/// Sockets in the making, in all sessions: a thread each. A connection that is reset before its turn
+/// has come costs none.
+static MAKING: Semaphore = Semaphore::const_new(16);
 
 /// The client's data, both ways.
 pub trait Data {
@@ -83,8 +88,7 @@ pub async fn forward(node: &Arc<Node>, pod_id: &str, port: u16, data: &impl Data
 
 async fn connect(node: &Arc<Node>, pod_id: &str, port: u16) -> Result<TcpStream> {
     let netns = netns(node, pod_id)?;
-    let sockets = tokio::task::spawn_blocking(move || sockets(netns)).await;
-    let (v4, v6) = sockets.map_err(|e| Error::internal(format!("making a socket in the pod: {e}")))??;
+    let (v4, v6) = threads::run(&MAKING, move || sockets(netns)).await?;
     let first = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let refused = match connected(v4, first).await {
         Ok(tcp) => return Ok(tcp),
