@@ -34,8 +34,8 @@ enum Agreed {
     /// The version; empty: none was asked for.
     Spdy(&'static str),
     Channels(Protocol),
-    /// Channels for each of these ports.
-    Ports(Protocol, Vec<u16>),
+    /// Channels for each of the request's ports.
+    Ports(Protocol),
     /// SPDY in the messages of a WebSocket.
     Tunnel,
 }
@@ -141,8 +141,8 @@ fn negotiate_websocket(ticket: &Ticket, request: &Request<Incoming>) -> Negotiat
         Ticket::PortForward(_) if wanted().any(|name| name == TUNNEL) => Some((Agreed::Tunnel, TUNNEL)),
         Ticket::PortForward(ticket) => match port_forward::choose(wanted()) {
             Some(protocol) => {
-                let ports = ports(ticket, request.uri().query().unwrap_or_default())?;
-                Some((Agreed::Ports(protocol, ports), protocol.name))
+                check_ports(&ticket.ports)?;
+                Some((Agreed::Ports(protocol), protocol.name))
             }
             None => None,
         },
@@ -177,21 +177,12 @@ impl Ticket {
     }
 }
 
-/// Those of the CRI request, else those of the URL: `port=80&port=81,82`.
-fn ports(ticket: &port_forward::Ticket, query: &str) -> Result<Vec<u16>, Box<Answer>> {
-    let mut ports = ticket.ports.clone();
-    if ports.is_empty() {
-        let lists = query.split('&').filter_map(|pair| pair.strip_prefix("port="));
-        for port in lists.flat_map(|list| list.split(',')) {
-            match port.parse().ok().filter(|port| *port > 0) {
-                Some(port) => ports.push(port),
-                None => return refuse(StatusCode::BAD_REQUEST, "\"port\" in the query is not a port\n"),
-            }
-        }
-    }
+/// Channels are for the ports of the CRI request, into which kubelet writes those of its client's
+/// query; the runtime's own URL has none, as with the peers.
+fn check_ports(ports: &[u16]) -> Result<(), Box<Answer>> {
     match ports.len() {
-        0 => refuse(StatusCode::BAD_REQUEST, "a \"port\" is needed in the query\n"),
-        1..=port_forward::MAX_PORTS => Ok(ports),
+        0 => refuse(StatusCode::BAD_REQUEST, "the PortForward request names no port\n"),
+        1..=port_forward::MAX_PORTS => Ok(()),
         _ => refuse(StatusCode::BAD_REQUEST, "too many ports\n"),
     }
 }
@@ -210,7 +201,7 @@ impl Session {
         let socket = io.socket().ok();
         let (reader, writer) = io.split();
         let tunnel = matches!(agreed, Agreed::Tunnel);
-        let closes = matches!(agreed, Agreed::Tunnel | Agreed::Ports(..));
+        let closes = matches!(agreed, Agreed::Tunnel | Agreed::Ports(_));
         let wire = Wire::new(writer, socket, tunnel);
         let served = async {
             match ticket {
@@ -223,9 +214,8 @@ impl Session {
                     attach::serve(&server.node, ticket, streams).await;
                 }
                 Ticket::PortForward(ticket) => {
-                    if let Agreed::Ports(protocol, ports) = agreed {
+                    if let Agreed::Ports(protocol) = agreed {
                         let messages = Messages::new(reader, begun, Arc::clone(&wire)).await;
-                        let ticket = port_forward::Ticket { ports, ..ticket };
                         port_forward::serve_channels(&server.node, ticket, &wire, messages, protocol).await;
                         return Ok(());
                     }
@@ -269,7 +259,7 @@ async fn linger(wire: &Wire) {
 
 async fn source(wire: &Arc<Wire>, reader: ReadHalf, begun: Bytes, agreed: &Agreed) -> Source {
     match agreed {
-        Agreed::Tunnel => Source::Tunnel(Box::new(Messages::new(reader, begun, Arc::clone(wire)).await)),
+        Agreed::Tunnel => Source::tunnel(Messages::new(reader, begun, Arc::clone(wire)).await),
         _ => Source::Direct(Intake::new(reader, begun)),
     }
 }
@@ -283,7 +273,7 @@ async fn streams(
 ) -> Result<Streams, Gone> {
     let wire = Arc::clone(wire);
     match agreed {
-        Agreed::Tunnel | Agreed::Ports(..) => Err(Gone),
+        Agreed::Tunnel | Agreed::Ports(_) => Err(Gone),
         Agreed::Spdy(protocol) => {
             let source = Source::Direct(Intake::new(reader, begun));
             open::spdy(wire, source, wanted, protocol).await
