@@ -277,7 +277,7 @@ pub fn websocket_tunnel(data: &[u8]) {
     runtime().block_on(async {
         let (client, reader, wire) = wire(true);
         let messages = Messages::new(Box::new(reader), Bytes::new(), Arc::clone(&wire)).await;
-        serve_spdy(wire, Source::Tunnel(Box::new(messages)), client, said).await;
+        serve_spdy(wire, Source::tunnel(messages), client, said).await;
     });
 }
 

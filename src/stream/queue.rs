@@ -35,21 +35,21 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for room. What nobody reads is dropped.
-    pub async fn push(&self, chunk: Bytes) {
+    /// Waits for room. What nobody reads is dropped: so many bytes.
+    pub async fn push(&self, chunk: Bytes) -> usize {
         loop {
             let emptied = self.emptied.notified();
             {
                 let mut state = self.lock();
                 if state.closed || state.ended || chunk.is_empty() {
-                    return;
+                    return chunk.len();
                 }
                 if state.bytes < LIMIT {
                     state.bytes += chunk.len();
                     let small = chunk.len() < COPIED;
                     state.chunks.push_back(if small { Bytes::copy_from_slice(&chunk) } else { chunk });
                     self.filled.notify_one();
-                    return;
+                    return 0;
                 }
             }
             emptied.await;
@@ -63,14 +63,14 @@ impl Queue {
         self.emptied.notify_one();
     }
 
-    /// Nobody reads any more: whoever waits for room goes on.
-    pub fn close(&self) {
+    /// Nobody reads any more: whoever waits for room goes on. So many bytes that were there are dropped.
+    pub fn close(&self) -> usize {
         let mut state = self.lock();
         state.closed = true;
         state.chunks.clear();
-        state.bytes = 0;
         self.emptied.notify_one();
         self.filled.notify_one();
+        std::mem::take(&mut state.bytes)
     }
 
     /// The next chunk. None: the end.
@@ -129,10 +129,10 @@ mod tests {
             async move { queue.push(Bytes::from_static(b"more")).await }
         });
         tokio::task::yield_now().await;
-        queue.close();
-        writer.await.unwrap();
+        assert_eq!(queue.close(), LIMIT);
+        assert_eq!(writer.await.unwrap(), 4);
         assert_eq!(queue.pop().await, None);
-        queue.push(Bytes::from_static(b"still more")).await;
+        assert_eq!(queue.push(Bytes::from_static(b"still more")).await, 10);
         assert_eq!(queue.lock().bytes, 0);
     }
 }

@@ -103,6 +103,8 @@ pub struct Gone;
 struct Outward {
     writer: WriteHalf,
     rest: Vec<u8>,
+    /// Something of what was written may be in the writer yet: TLS has a buffer.
+    held: bool,
 }
 
 /// A write under way.
@@ -121,7 +123,12 @@ impl Drop for Writing<'_, '_> {
 }
 
 impl Outward {
+    fn has_rest(&self) -> bool {
+        self.held || !self.rest.is_empty()
+    }
+
     async fn write_rest(&mut self) -> io::Result<()> {
+        self.held |= !self.rest.is_empty();
         while !self.rest.is_empty() {
             match self.writer.write(&self.rest).await? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
@@ -131,16 +138,20 @@ impl Outward {
         Ok(())
     }
 
-    /// Writes all of it, or where it is dropped before it has begun, nothing.
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of it, or where it is dropped before it has `begun`, nothing.
+    async fn write(&mut self, bytes: &[u8], begun: impl FnOnce()) -> io::Result<()> {
         self.write_rest().await?;
+        let mut begun = Some(begun);
         let mut writing = Writing { out: self, left: bytes, begun: false };
         while !writing.left.is_empty() {
             match writing.out.writer.write(writing.left).await? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 written => writing.left = &writing.left[written..],
             }
-            writing.begun = true;
+            (writing.begun, writing.out.held) = (true, true);
+            if let Some(begun) = begun.take() {
+                begun();
+            }
         }
         Ok(())
     }
@@ -150,7 +161,9 @@ impl Outward {
         self.write_rest().await?;
         self.rest = take();
         self.write_rest().await?;
-        self.writer.flush().await
+        self.writer.flush().await?;
+        self.held = false;
+        Ok(())
     }
 }
 
@@ -173,7 +186,7 @@ pub struct Wire {
 impl Wire {
     pub fn new(writer: WriteHalf, socket: Option<OwnedFd>, tunnel: bool) -> Arc<Self> {
         Arc::new(Self {
-            out: tokio::sync::Mutex::new(Outward { writer, rest: Vec::new() }),
+            out: tokio::sync::Mutex::new(Outward { writer, rest: Vec::new(), held: false }),
             control: Mutex::default(),
             tunnel,
             socket,
@@ -184,8 +197,9 @@ impl Wire {
         })
     }
 
-    /// Writes a frame whole.
-    pub async fn send(&self, mut frame: Part<'_>) -> Result<(), Gone> {
+    /// Writes a frame whole. Dropped before it has `begun`, nothing of it is written; after, whoever
+    /// writes next ends it.
+    pub async fn send(&self, mut frame: Part<'_>, begun: impl FnOnce()) -> Result<(), Gone> {
         if self.tunnel {
             let (header, length) = frame::header(frame::BINARY, frame.as_slice().len());
             // There is room: Chunk sees to it.
@@ -193,17 +207,17 @@ impl Wire {
                 return self.fail();
             }
         }
-        self.write(frame.as_slice()).await
+        self.write(frame.as_slice(), begun).await
     }
 
-    async fn write(&self, bytes: &[u8]) -> Result<(), Gone> {
+    async fn write(&self, bytes: &[u8], begun: impl FnOnce()) -> Result<(), Gone> {
         {
             let mut out = self.out.lock().await;
             if self.is_gone() {
                 return Err(Gone);
             }
             let written = async {
-                out.write(bytes).await?;
+                out.write(bytes, begun).await?;
                 out.write_taken(|| self.take_control()).await
             };
             self.unless_gone(written).await?;
@@ -240,16 +254,28 @@ impl Wire {
         Ok(())
     }
 
-    /// Writes what [`Self::put_control`] has left, unless somebody is writing, who will.
+    /// Writes what [`Self::put_control`] and writes that were dropped have left, unless somebody is
+    /// writing, who will.
     pub async fn flush_control(&self) -> Result<(), Gone> {
-        while !self.control.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            let Ok(mut out) = self.out.try_lock() else { return Ok(()) };
-            if self.is_gone() {
-                return Err(Gone);
+        loop {
+            {
+                let Ok(mut out) = self.out.try_lock() else { return Ok(()) };
+                if out.has_rest() || self.has_control() {
+                    if self.is_gone() {
+                        return Err(Gone);
+                    }
+                    self.unless_gone(out.write_taken(|| self.take_control())).await?;
+                }
             }
-            self.unless_gone(out.write_taken(|| self.take_control())).await?;
+            // What was put there while nobody else could get hold of the writer.
+            if !self.has_control() {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    fn has_control(&self) -> bool {
+        !self.control.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// A client that does not read holds a write for ever: [`Self::go`] ends it.
@@ -388,7 +414,7 @@ mod tests {
         let (wire, _client) = unread();
         let write = tokio::spawn({
             let wire = Arc::clone(&wire);
-            async move { wire.write(&[0; 1000]).await }
+            async move { wire.write(&[0; 1000], || {}).await }
         });
         tokio::task::yield_now().await;
         assert!(!write.is_finished());
@@ -416,7 +442,7 @@ mod tests {
         let (wire, mut client) = unread();
         tokio::select! {
             biased;
-            _ = wire.write(&[1; 100]) => panic!("there is no room for it"),
+            _ = wire.write(&[1; 100], || {}) => panic!("there is no room for it"),
             () = tokio::task::yield_now() => {}
         }
         wire.put_control(&[2; 50]).unwrap();
@@ -428,11 +454,11 @@ mod tests {
         // Not begun: nothing of it is written.
         tokio::select! {
             biased;
-            _ = wire.write(&[3; 10]) => panic!("there is no room for it"),
+            _ = wire.write(&[3; 10], || {}) => panic!("there is no room for it"),
             () = tokio::task::yield_now() => {}
         }
         let mut all = vec![0; 160];
-        let (written, read) = tokio::join!(wire.write(&[4; 10]), client.read_exact(&mut all));
+        let (written, read) = tokio::join!(wire.write(&[4; 10], || {}), client.read_exact(&mut all));
         assert!(written.is_ok() && read.is_ok());
         assert!(all == [vec![1; 100], vec![4; 10], vec![2; 50]].concat(), "{all:?}");
 
@@ -443,8 +469,19 @@ mod tests {
             () = tokio::task::yield_now() => {}
         }
         let mut all = vec![0; 60];
-        let (written, read) = tokio::join!(wire.write(&[6; 10]), client.read_exact(&mut all));
+        let (written, read) = tokio::join!(wire.write(&[6; 10], || {}), client.read_exact(&mut all));
         assert!(written.is_ok() && read.is_ok());
         assert!(all == [vec![5; 50], vec![6; 10]].concat(), "{all:?}");
+
+        // And where nobody has anything to write, by who asks.
+        tokio::select! {
+            biased;
+            _ = wire.write(&[7; 50], || {}) => panic!("there is no room for it"),
+            () = tokio::task::yield_now() => {}
+        }
+        let mut all = vec![0; 50];
+        let (written, read) = tokio::join!(wire.flush_control(), client.read_exact(&mut all));
+        assert!(written.is_ok() && read.is_ok());
+        assert!(all == [7; 50], "{all:?}");
     }
 }

@@ -57,7 +57,7 @@ impl Inlet {
     pub fn stop_reading(&self) {
         match self {
             Self::Spdy(stream) => stream.stop_reading(),
-            Self::WebSocket(queue) => queue.close(),
+            Self::WebSocket(queue) => _ = queue.close(),
         }
     }
 }

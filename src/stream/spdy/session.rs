@@ -24,6 +24,10 @@ use crate::stream::wire::{Gone, Wire};
 /// Of one data frame that we send: its length has 24 bits.
 const MAX_DATA: usize = (1 << 24) - 1;
 
+/// Bytes of a session that wait to be read, in all its streams. Beyond, the client waits, as it does
+/// where those of one stream are not read.
+const MAX_HELD: i64 = 8 << 20;
+
 /// What a session's owner says to a stream that the client wants, beside so many that are open.
 pub type Accept = Box<dyn FnMut(&Headers, usize) -> Result<(), Refusal> + Send>;
 
@@ -40,6 +44,8 @@ struct Shared {
     state: Mutex<State>,
     /// A window grew.
     granted: Notify,
+    /// Bytes were taken that the reader may wait for.
+    taken: Notify,
 }
 
 struct State {
@@ -90,7 +96,8 @@ pub async fn serve(wire: Arc<Wire>, mut source: Source, mut accept: Accept, stre
         window: window::Send::new(None),
         receive: Receive::new(),
     };
-    let shared = Arc::new(Shared { wire, state: Mutex::new(state), granted: Notify::new() });
+    let (granted, taken) = (Notify::new(), Notify::new());
+    let shared = Arc::new(Shared { wire, state: Mutex::new(state), granted, taken });
     let mut reader = Reader { shared: Arc::clone(&shared), headers: header::Reader::new(), streams };
     let broken = reader.run(&mut source, &mut accept).await;
     if let Err(Broken(reason)) = broken {
@@ -222,7 +229,7 @@ impl Reader {
             if id > lock(&self.shared.state).last || id.is_multiple_of(2) {
                 self.shared.reset(id, Reset::InvalidStream);
             }
-            return;
+            return self.shared.drop_bytes(part.len());
         };
         {
             let mut state = lock(&open.state);
@@ -230,18 +237,25 @@ impl Reader {
                 drop(state);
                 lock(&self.shared.state).streams.remove(&id);
                 self.shared.reset(id, Reset::StreamAlreadyClosed);
-                return open.abort();
+                open.abort();
+                self.shared.granted.notify_waiters();
+                return self.shared.drop_bytes(part.len());
             }
             state.receive.received(part.len());
             lock(&self.shared.state).receive.received(part.len());
         }
         let wire = Arc::clone(&self.shared.wire);
-        tokio::select! {
+        let push = async {
+            self.shared.room_to_hold().await;
+            open.inbound.push(part).await
+        };
+        let dropped = tokio::select! {
             biased;
-            () = open.inbound.push(part) => {}
+            dropped = push => dropped,
             () = wire.gone() => return,
             () = wire.hung_up() => return wire.go(),
-        }
+        };
+        self.shared.give_back(id, &open, dropped);
         if fin {
             open.end();
             self.shared.forget_if_over(id, &open);
@@ -276,6 +290,61 @@ impl Shared {
 
     fn reset(&self, id: u32, reason: Reset) {
         self.put(&frame::rst_stream(id, reason));
+    }
+
+    /// Has what was put sent, for who cannot wait for it.
+    fn flush_soon(&self) {
+        let wire = Arc::clone(&self.wire);
+        tokio::spawn(async move {
+            let _ = wire.flush_control().await;
+        });
+    }
+
+    /// Bytes that came for no stream count in the session's window all the same.
+    fn drop_bytes(&self, bytes: usize) {
+        let later = self.wire.is_behind();
+        let delta = {
+            let mut state = lock(&self.state);
+            state.receive.received(bytes);
+            state.receive.consumed(bytes, later)
+        };
+        if let Some(delta) = delta {
+            self.put(&frame::window_update(0, delta));
+        }
+    }
+
+    async fn room_to_hold(&self) {
+        loop {
+            let taken = self.taken.notified();
+            if lock(&self.state).receive.held() <= MAX_HELD {
+                return;
+            }
+            taken.await;
+        }
+    }
+
+    /// Bytes of a stream that were read, or dropped: there is room for others. Whether the client is
+    /// to be told so.
+    fn give_back(&self, id: u32, open: &Open, bytes: usize) -> bool {
+        if bytes == 0 {
+            return false;
+        }
+        // A client that does not read what other streams send it gets its updates in one, later.
+        let later = self.wire.is_behind();
+        let of_stream = {
+            let mut state = lock(&open.state);
+            let delta = state.receive.consumed(bytes, later);
+            // Of no use to one that is over.
+            delta.filter(|_| !state.ended && !state.reset)
+        };
+        let of_session = lock(&self.state).receive.consumed(bytes, later);
+        self.taken.notify_one();
+        for (id, delta) in [(id, of_stream), (0, of_session)] {
+            if let Some(delta) = delta {
+                self.put(&frame::window_update(id, delta));
+            }
+        }
+        of_stream.or(of_session).is_some()
     }
 
     fn forget_if_over(&self, id: u32, open: &Open) {
@@ -327,7 +396,7 @@ impl Shared {
     }
 
     /// Takes room for up to `wanted` bytes from both windows.
-    async fn room(&self, open: &Open, wanted: usize) -> Result<usize, Gone> {
+    async fn room<'a>(&'a self, open: &'a Open, wanted: usize) -> Result<Room<'a>, Gone> {
         loop {
             let granted = self.granted.notified();
             {
@@ -339,10 +408,27 @@ impl Shared {
                 let of_session = lock(&self.state).window.take(of_stream);
                 stream.window.untake(of_stream - of_session);
                 if of_session > 0 {
-                    return Ok(of_session);
+                    return Ok(Room { shared: self, open, bytes: of_session });
                 }
             }
             granted.await;
+        }
+    }
+}
+
+/// Room that was taken for bytes that are not sent: dropped, it is there for others.
+struct Room<'a> {
+    shared: &'a Shared,
+    open: &'a Open,
+    bytes: usize,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            lock(&self.open.state).window.untake(self.bytes);
+            lock(&self.shared.state).window.untake(self.bytes);
+            self.shared.granted.notify_waiters();
         }
     }
 }
@@ -351,16 +437,7 @@ impl Stream {
     /// What the client sends. None: it has finished, or the stream is over.
     pub async fn read(&self) -> Option<Bytes> {
         let chunk = self.open.inbound.pop().await?;
-        // A client that does not read what other streams send it gets its updates in one, later.
-        let later = self.shared.wire.is_behind();
-        let of_stream = lock(&self.open.state).receive.consumed(chunk.len(), later);
-        let of_session = lock(&self.shared.state).receive.consumed(chunk.len(), later);
-        for (id, delta) in [(self.id, of_stream), (0, of_session)] {
-            if let Some(delta) = delta {
-                self.shared.put(&frame::window_update(id, delta));
-            }
-        }
-        if of_stream.or(of_session).is_some() {
+        if self.shared.give_back(self.id, &self.open, chunk.len()) {
             let _ = self.shared.wire.flush_control().await;
         }
         Some(chunk)
@@ -368,15 +445,19 @@ impl Stream {
 
     /// Nothing more of the client's is wanted; it is dropped as it comes.
     pub fn stop_reading(&self) {
-        self.open.inbound.close();
+        let dropped = self.open.inbound.close();
+        if self.shared.give_back(self.id, &self.open, dropped) {
+            self.shared.flush_soon();
+        }
     }
 
     /// Not to be dropped half way, unless the session ends.
     pub async fn write(&self, mut chunk: Chunk) -> Result<(), Gone> {
         while !chunk.is_empty() {
-            let room = self.shared.room(&self.open, chunk.len()).await?;
-            let header = frame::data_header(self.id, false, room);
-            self.shared.wire.send(chunk.part(&header, room)).await?;
+            let mut room = self.shared.room(&self.open, chunk.len()).await?;
+            let header = frame::data_header(self.id, false, room.bytes);
+            let part = chunk.part(&header, room.bytes);
+            self.shared.wire.send(part, || room.bytes = 0).await?;
         }
         Ok(())
     }
@@ -391,7 +472,7 @@ impl Stream {
         }
         self.shared.forget_if_over(self.id, &self.open);
         let mut empty = Chunk::copied(&[]);
-        self.shared.wire.send(empty.part(&frame::data_header(self.id, true, 0), 0)).await
+        self.shared.wire.send(empty.part(&frame::data_header(self.id, true, 0), 0), || {}).await
     }
 
     /// Whether the client has reset it, or left.
@@ -419,11 +500,14 @@ impl Drop for Stream {
             state.reset = true;
             over
         };
-        self.open.inbound.close();
+        let dropped = self.open.inbound.close();
+        let told = self.shared.give_back(self.id, &self.open, dropped);
         let known = lock(&self.shared.state).streams.remove(&self.id).is_some();
         if known && !over {
-            // Sent with whatever is sent next.
             self.shared.reset(self.id, Reset::Cancel);
+        }
+        if told || (known && !over) {
+            self.shared.flush_soon();
         }
     }
 }

@@ -25,12 +25,17 @@ struct Client {
 }
 
 fn start(pipe: usize) -> Client {
+    start_with(pipe, 3)
+}
+
+/// With so many streams at most.
+fn start_with(pipe: usize, most: usize) -> Client {
     let (io, served) = tokio::io::duplex(pipe);
     let (reader, writer) = tokio::io::split(served);
     let wire = Wire::new(Box::new(writer), None, false);
     let source = Source::Direct(Intake::new(Box::new(reader), Bytes::new()));
-    let accept = Box::new(|headers: &header::Headers, open: usize| match headers.get("streamtype") {
-        _ if open >= 3 => Err(Refusal::TooMany),
+    let accept = Box::new(move |headers: &header::Headers, open: usize| match headers.get("streamtype") {
+        _ if open >= most => Err(Refusal::TooMany),
         Some("data") => Ok(()),
         _ => Err(Refusal::Invalid),
     });
@@ -179,6 +184,135 @@ async fn a_window_is_heeded_once_the_client_speaks_of_one() {
     client.send(&client::settings(7, 100)).await;
     assert_eq!(client.frame().await, Some(client::data(1, false, b"ef")));
     writer.await.unwrap().unwrap();
+}
+
+/// What nobody reads is dropped, and is no reason for a client that heeds its window to wait for ever.
+#[tokio::test]
+async fn bytes_that_are_dropped_leave_the_sessions_window() {
+    const PART: usize = 40_000;
+    let mut client = start(1 << 20);
+    let content = [7; PART];
+    let credit = frame::window_update(0, PART as u32);
+    // Behind its end.
+    let ended = client.open(1).await;
+    client.send(&client::data(1, true, b"")).await;
+    client.send(&client::data(1, false, &content)).await;
+    client.expect_reset(1, Reset::StreamAlreadyClosed).await;
+    assert_eq!(client.frame().await, Some(credit.clone()));
+    drop(ended);
+    // Of one that was reset, by us and by the client; the first of it had come before.
+    let stream = client.open(3).await;
+    client.send(&[client::data(3, false, &content), frame::ping(1)].concat()).await;
+    assert_eq!(client.frame().await, Some(frame::ping(1)));
+    drop(stream);
+    assert_eq!(client.frame().await, Some(credit.clone()));
+    client.expect_reset(3, Reset::Cancel).await;
+    let stream = client.open(5).await;
+    client.send(&frame::rst_stream(5, Reset::Cancel)).await;
+    for id in [3, 5] {
+        client.send(&client::data(id, false, &content)).await;
+        assert_eq!(client.frame().await, Some(credit.clone()));
+    }
+    drop(stream);
+    // Of one that is written to only: it goes on.
+    let stream = client.open(7).await;
+    client.send(&[client::data(7, false, &content), frame::ping(3)].concat()).await;
+    assert_eq!(client.frame().await, Some(frame::ping(3)));
+    stream.stop_reading();
+    let mut rest = [frame::window_update(7, PART as u32), credit.clone()].concat();
+    for _ in 0..2 {
+        let frame = client.frame().await.unwrap();
+        assert_eq!(frame, rest.drain(..frame.len()).collect::<Vec<_>>());
+    }
+    client.send(&client::data(7, false, &content)).await;
+    assert_eq!(client.frame().await, Some(frame::window_update(7, PART as u32)));
+    assert_eq!(client.frame().await, Some(credit));
+    stream.write(Chunk::copied(b"still here")).await.unwrap();
+    assert_eq!(client.frame().await, Some(client::data(7, false, b"still here")));
+}
+
+/// A stream that is reset while it waits for its turn to write takes no room along.
+#[tokio::test]
+async fn a_write_that_is_dropped_gives_its_room_back() {
+    let mut client = start(64);
+    client.send(&frame::window_update(0, 1)).await;
+    let one = client.open(1).await;
+    let two = client.open(3).await;
+    let three = client.open(5).await;
+    let first = tokio::spawn(async move {
+        let written = one.write(Chunk::copied(&[1; 30_000])).await;
+        (one, written)
+    });
+    tokio::task::yield_now().await;
+    tokio::select! {
+        biased;
+        _ = two.write(Chunk::copied(&[2; 30_000])) => panic!("the connection is full"),
+        () = tokio::task::yield_now() => {}
+    }
+    let third = tokio::spawn(async move {
+        let written = three.write(Chunk::copied(&[3; 30_000])).await;
+        (three, written)
+    });
+    for (id, byte) in [(1, 1), (5, 3)] {
+        assert_eq!(client.frame().await, Some(client::data(id, false, &[byte; 30_000])));
+    }
+    for writer in [first, third] {
+        writer.await.unwrap().1.unwrap();
+    }
+}
+
+/// A writer that waits for room learns that its stream is over.
+#[tokio::test]
+async fn a_stream_that_is_over_holds_no_writer() {
+    let mut client = start(1 << 20);
+    client.send(&client::settings(7, 0)).await;
+    let stream = Arc::new(client.open(1).await);
+    let writer = tokio::spawn({
+        let stream = Arc::clone(&stream);
+        async move { stream.write(Chunk::copied(b"no room")).await }
+    });
+    client.send(&client::data(1, true, b"")).await;
+    tokio::task::yield_now().await;
+    client.send(&client::data(1, false, b"more")).await;
+    client.expect_reset(1, Reset::StreamAlreadyClosed).await;
+    assert!(tokio::time::timeout(LIMIT, writer).await.unwrap().unwrap().is_err());
+    tokio::time::timeout(LIMIT, stream.reset()).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_streams_that_are_not_read_hold_little_in_all() {
+    const STREAMS: usize = 250;
+    let Client { mut io, mut headers, mut streams } = start_with(64 << 10, STREAMS);
+    let content = vec![7; 60_000];
+    let sender = tokio::spawn(async move {
+        for id in (1..).step_by(2).take(STREAMS) {
+            let block = headers.write(&[("streamtype", "data")]);
+            io.write_all(&client::syn_stream(id, false, &block)).await.unwrap();
+            io.write_all(&client::data(id, true, &content)).await.unwrap();
+        }
+        io
+    });
+    let mut open = std::collections::VecDeque::new();
+    // Until nothing moves any more.
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), streams.recv()).await {
+        open.push_back(stream.unwrap());
+        assert!(open.len() < 170, "nothing bounds what is held");
+    }
+    for _ in 0..STREAMS {
+        while let Ok(stream) = streams.try_recv() {
+            open.push_back(stream);
+        }
+        let stream = match open.pop_front() {
+            Some(stream) => stream,
+            None => tokio::time::timeout(LIMIT, streams.recv()).await.unwrap().unwrap(),
+        };
+        let mut read = 0;
+        while let Some(chunk) = tokio::time::timeout(LIMIT, stream.read()).await.unwrap() {
+            read += chunk.len();
+        }
+        assert_eq!(read, 60_000);
+    }
+    sender.await.unwrap();
 }
 
 #[tokio::test]

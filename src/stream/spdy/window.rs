@@ -74,6 +74,11 @@ impl Receive {
         self.ignored |= self.received > self.granted;
     }
 
+    /// Bytes that came and are not consumed.
+    pub fn held(&self) -> i64 {
+        self.received - self.consumed
+    }
+
     /// The delta to tell the peer of, once half of its window is used up; with `later` it waits for
     /// the next call.
     pub fn consumed(&mut self, bytes: usize, later: bool) -> Option<u32> {

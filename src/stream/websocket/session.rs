@@ -46,7 +46,7 @@ pub async fn serve(wire: Arc<Wire>, mut messages: Messages, protocol: Protocol, 
                 if let Some(queue) = inbound.get(channel) {
                     tokio::select! {
                         biased;
-                        () = queue.push(content) => {}
+                        _ = queue.push(content) => {}
                         () = wire.gone() => break,
                         () = wire.hung_up() => break,
                     }
@@ -85,13 +85,13 @@ impl Channel {
             let mut text = Chunk::copied(&channel::encode(self.number, chunk.as_slice()));
             let length = text.len();
             let (header, used) = frame::header(frame::TEXT, length);
-            return self.wire.send(text.part(&header[..used], length)).await;
+            return self.wire.send(text.part(&header[..used], length), || {}).await;
         }
         let (header, used) = frame::header(frame::BINARY, length + 1);
         let mut with_channel = [0; 11];
         with_channel[..used].copy_from_slice(&header[..used]);
         with_channel[used] = self.number;
-        self.wire.send(chunk.part(&with_channel[..=used], length)).await
+        self.wire.send(chunk.part(&with_channel[..=used], length), || {}).await
     }
 }
 

@@ -18,6 +18,9 @@ use crate::stream::wire::{Intake, ReadHalf, Wire};
 /// Of one read. Larger messages get the room that they announce.
 const READ: usize = 16 << 10;
 
+/// Of a message, on its way to SPDY's streams.
+const PIECE: usize = 128 << 10;
+
 /// The client's bytes; what the library answers by itself goes between the frames of others.
 pub struct Duplex {
     reader: ReadHalf,
@@ -89,30 +92,46 @@ impl Messages {
 /// Where a SPDY session's bytes come from.
 pub enum Source {
     Direct(Intake),
-    Tunnel(Box<Messages>),
+    Tunnel(Box<Tunnel>),
 }
 
 impl Source {
+    pub fn tunnel(messages: Messages) -> Self {
+        Self::Tunnel(Box::new(Tunnel { messages, rest: Bytes::new() }))
+    }
+
     /// Appends what comes. Zero: the end.
     pub async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Direct(intake) => intake.read(buffer).await,
-            Self::Tunnel(messages) => loop {
-                match messages.next().await {
-                    None => return Ok(0),
-                    Some(content) if content.is_empty() => {}
-                    Some(content) if buffer.is_empty() => {
-                        let length = content.len();
-                        // Its memory is ours alone, mostly: no copy.
-                        *buffer = content.into();
-                        return Ok(length);
-                    }
-                    Some(content) => {
-                        buffer.extend_from_slice(&content);
-                        return Ok(content.len());
-                    }
-                }
-            },
+            Self::Tunnel(tunnel) => Ok(tunnel.read(buffer).await),
         }
+    }
+}
+
+pub struct Tunnel {
+    messages: Messages,
+    /// Of a long message.
+    rest: Bytes,
+}
+
+impl Tunnel {
+    async fn read(&mut self, buffer: &mut BytesMut) -> usize {
+        while self.rest.is_empty() {
+            match self.messages.next().await {
+                None => return 0,
+                Some(content) if buffer.is_empty() && (1..=PIECE).contains(&content.len()) => {
+                    let length = content.len();
+                    // Its memory is ours alone, mostly: no copy.
+                    *buffer = content.into();
+                    return length;
+                }
+                Some(content) => self.rest = content,
+            }
+        }
+        // A few bytes that wait to be read must not hold the memory of a whole message.
+        let piece = self.rest.split_to(PIECE.min(self.rest.len()));
+        buffer.extend_from_slice(&piece);
+        piece.len()
     }
 }
