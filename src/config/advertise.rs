@@ -18,7 +18,8 @@ pub fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
             None => (text, None),
         },
     };
-    let odd = |c: char| c.is_whitespace() || c.is_control() || "/@?#[]\\\"".contains(c);
+    // In a URL and in a certificate a name in another script is its xn-- form.
+    let odd = |c: char| !c.is_ascii_graphic() || "/@?#[]\\\"".contains(c);
     if host.is_empty() || host.contains(odd) {
         return None;
     }
@@ -72,6 +73,8 @@ mod tests {
             "fd00::g",
             "a:b:1",
             "[::1]:",
+            "büro.lan",
+            "büro.lan:80",
         ] {
             assert_eq!(host_and_port(text), None, "{text}");
         }

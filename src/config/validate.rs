@@ -76,7 +76,7 @@ impl Config {
             return Err(refuse("streaming.address", format!("{:?}", streaming.address), why));
         }
         if !streaming.advertise.is_empty() && advertise::host_and_port(&streaming.advertise).is_none() {
-            let why = "is not a host or host:port";
+            let why = "is not a host or host:port, in ASCII (a name in another script in its xn-- form)";
             return Err(refuse("streaming.advertise", format!("{:?}", streaming.advertise), why));
         }
         if streaming.idle_timeout == 0 {
@@ -227,6 +227,7 @@ mod tests {
         refused("container.volume_timeout: ", |c| c.container.volume_timeout = 0);
         refused("streaming.address: ", |c| c.streaming.address = "localhost".into());
         refused("streaming.advertise: ", |c| c.streaming.advertise = "http://x".into());
+        refused("streaming.advertise: ", |c| c.streaming.advertise = "büro.lan".into());
         refused("streaming.idle_timeout: ", |c| c.streaming.idle_timeout = 0);
         refused("streaming.tls_certificate: ", |c| c.streaming.tls = StreamingTls::Files);
         refused("image.certs_dirs: ", |c| c.image.certs_dirs = vec!["certs.d".into()]);

@@ -128,8 +128,9 @@ fn self_signed(advertise: &str, local: SocketAddr) -> Result<CertifiedKey> {
     }
     names.sort();
     names.dedup();
-    let made = rcgen::generate_simple_self_signed(names)
-        .map_err(|e| Error::internal(format!("making the streaming certificate: {e}")))?;
+    let made = rcgen::generate_simple_self_signed(names).map_err(|e| {
+        Error::invalid(format!("making a certificate for streaming.advertise ({advertise:?}): {e}"))
+    })?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     certified(vec![made.cert.der().clone()], key)
 }
