@@ -14,9 +14,10 @@ use crate::error::{Error, Step};
 /// On directories above a pod that were missing: whoever removes the last pod below removes them.
 const MARK: &str = "trusted.podwright.made";
 
-/// The name of an exec's cgroup: this, and so many digits of its ID.
+/// The name of an exec's cgroup: this, and so many digits of its ID; once they were all of it.
 const EXEC: &str = "exec-";
 const EXEC_ID: usize = 16;
+const FULL_ID: usize = 64;
 
 /// Attempts at a directory whose parent vanishes again and again: each costs another pod its removal.
 const MAKE_ATTEMPTS: u32 = 50;
@@ -208,7 +209,9 @@ pub(super) fn make_exec(mount: &str, container: &str, id: &str) -> Result<(Strin
 pub(super) fn execs(mount: &str, container: &str) -> Vec<String> {
     let ours = |full: &str| {
         let id = base(full).strip_prefix(EXEC);
-        id.is_some_and(|id| id.len() == EXEC_ID && id.bytes().all(|b| b.is_ascii_hexdigit()))
+        id.is_some_and(|id| {
+            matches!(id.len(), EXEC_ID | FULL_ID) && id.bytes().all(|b| b.is_ascii_hexdigit())
+        })
     };
     let below = children(&format!("{mount}{container}")).unwrap_or_default().into_iter();
     below.filter(|full| ours(full)).map(|full| full[mount.len()..].to_owned()).collect()
