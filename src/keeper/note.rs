@@ -50,6 +50,14 @@ pub fn stalled_in(path: &Path) -> Option<i32> {
     Some(i32::from_ne_bytes(errno)).filter(|errno| *errno != 0)
 }
 
+/// Whether all that a process had written when it ended is in its log, by its note's path and without
+/// mapping it. None where there is no note.
+pub fn is_whole_in(path: &Path) -> Option<bool> {
+    let mut whole = [0; 4];
+    std::fs::File::open(path).ok()?.read_exact_at(&mut whole, (EXIT + 12) as u64).ok()?;
+    Some(u32::from_ne_bytes(whole) == 1)
+}
+
 /// A container's note, mapped.
 #[derive(Debug)]
 pub struct NotePage {

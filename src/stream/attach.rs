@@ -5,7 +5,8 @@
 //!                  └─ socket, full: counted ─▶ 1 MiB here ─▶ client
 //! ```
 //!
-//! A client that reads too slowly holds up nobody: it is told how much it has missed.
+//! A client that reads too slowly holds up nobody: it is told how much it has missed. Where the log
+//! cannot be written, what it would have shown last is not shown either, and the client is told so.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,7 +25,7 @@ use crate::container::{Container, exec_session};
 use crate::error::Step;
 use crate::keeper::client::{Attached, Detach, Output, Process, Source};
 use crate::keeper::feed;
-use crate::keeper::note::Stream;
+use crate::keeper::note::{self, Stream};
 use crate::node::Node;
 use crate::sys::async_fd;
 use crate::{Error, Result};
@@ -35,6 +36,13 @@ const WAITING: usize = 32;
 /// How long after the container's end the copier may take to say that this was all. It does not where
 /// the log's disk is stalled, or where it is of an older version.
 const LAST_LIMIT: Duration = Duration::from_secs(5);
+
+/// What waits for a client.
+enum Shown {
+    Record(Chunk),
+    /// No more comes: the log is not written, maybe with this errno.
+    Unfinished(Option<i32>),
+}
 
 #[derive(Debug, Clone)]
 pub struct Ticket {
@@ -144,7 +152,15 @@ impl Session {
                 process.exited().await;
                 let _ = end.send(true);
             };
-            tokio::join!(exit, collect(records, queue, ended), show(waiting, streams));
+            let collect = async {
+                let came = collect(records, &queue, ended).await;
+                let note = node.layout.container_state(&id).join("note");
+                if !came && note::is_whole_in(&note) == Some(false) {
+                    let _ = queue.send(Shown::Unfinished(note::stalled_in(&note))).await;
+                }
+                drop(queue);
+            };
+            tokio::join!(exit, collect, show(waiting, streams));
         };
         tokio::select! {
             () = outputs => {}
@@ -163,8 +179,12 @@ fn open_input(output: &Output) -> io::Result<Option<Input>> {
     Input::new(stdin).map(Some)
 }
 
-/// Takes records as they come, up to the end of them.
-async fn collect(records: AsyncFd<OwnedFd>, queue: mpsc::Sender<Chunk>, mut ended: watch::Receiver<bool>) {
+/// Takes records as they come, up to the end of them. False: it does not come in time.
+async fn collect(
+    records: AsyncFd<OwnedFd>,
+    queue: &mpsc::Sender<Shown>,
+    mut ended: watch::Receiver<bool>,
+) -> bool {
     let read = |fd: &AsyncFd<OwnedFd>| Ok(Chunk::read(fd.get_ref(), feed::HEADER + feed::RECORD)?);
     loop {
         let next = async {
@@ -178,24 +198,33 @@ async fn collect(records: AsyncFd<OwnedFd>, queue: mpsc::Sender<Chunk>, mut ende
         let over = *ended.borrow_and_update();
         let record = tokio::select! {
             record = next => record,
-            changed = ended.changed(), if !over => if changed.is_err() { break } else { continue },
-            () = tokio::time::sleep(LAST_LIMIT), if over => break,
+            changed = ended.changed(), if !over => if changed.is_err() { return true } else { continue },
+            () = tokio::time::sleep(LAST_LIMIT), if over => return false,
         };
         match record {
-            Ok(record) if record.is_empty() => break,
+            Ok(record) if record.is_empty() => return true,
             Ok(record) => {
-                if queue.send(record).await.is_err() {
-                    break;
+                if queue.send(Shown::Record(record)).await.is_err() {
+                    return true;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => break,
+            Err(_) => return true,
         }
     }
 }
 
-async fn show(mut waiting: mpsc::Receiver<Chunk>, streams: &Streams) {
-    while let Some(mut record) = waiting.recv().await {
+async fn show(mut waiting: mpsc::Receiver<Shown>, streams: &Streams) {
+    while let Some(shown) = waiting.recv().await {
+        let mut record = match shown {
+            Shown::Record(record) => record,
+            Shown::Unfinished(errno) => {
+                if let Some(outlet) = streams.stderr.as_ref().or(streams.stdout.as_ref()) {
+                    let _ = outlet.write(Chunk::copied(unfinished_notice(errno).as_bytes())).await;
+                }
+                continue;
+            }
+        };
         let Some((stream, missed)) = feed::header(record.as_slice()) else { continue };
         let outlet = match stream {
             Stream::Stdout => &streams.stdout,
@@ -218,6 +247,11 @@ async fn show(mut waiting: mpsc::Receiver<Chunk>, streams: &Streams) {
 /// Where a client is told of what it missed: beside its output, if it can be.
 fn told<'a>(streams: &'a Streams, outlet: &'a Outlet) -> &'a Outlet {
     streams.stderr.as_ref().unwrap_or(outlet)
+}
+
+fn unfinished_notice(errno: Option<i32>) -> String {
+    let why = errno.map(|errno| format!(" ({})", io::Error::from_raw_os_error(errno))).unwrap_or_default();
+    format!("\r\n[the end of the output is not shown: it is not in the log yet{why}]\r\n")
 }
 
 fn notice(missed: u64) -> String {

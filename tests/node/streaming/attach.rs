@@ -5,7 +5,7 @@ use std::path::Path;
 use podwright::cri::wire as cri;
 
 use super::client::{Session, V4, V5, attach_url, raise_loopback};
-use crate::harness::{Daemon, pod, read_log, script, text};
+use crate::harness::{Daemon, nsenter, pod, read_log, script, text};
 
 async fn start(name: &str) -> (Daemon, (String, cri::PodSandboxConfig)) {
     let daemon = Daemon::start().await;
@@ -146,6 +146,40 @@ async fn a_slow_client_holds_up_nobody_and_is_told_what_it_missed() {
     let said = slow.end().await;
     assert!(said.missed() > 0, "a client that reads nothing misses something");
     assert_eq!(said.stdout.len() + said.missed(), FLOODED + "done\n".len());
+    daemon.finish().await;
+}
+
+/// What is not in the log is not shown: who is attached is told that there is something.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_the_log_has_no_room_for_is_told() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let directory = daemon.dir.path().join("full");
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.to_str().unwrap();
+    nsenter(&daemon, &["mount", "-t", "tmpfs", "-o", "size=64k", "logs", path]);
+    let mut config = pod("full");
+    config.log_directory = path.into();
+    let pod = daemon.run_pod(config).await;
+    let wait = |file: &str| format!("while ! test -e {file}; do sleep 0.05; done");
+    let last = "yes $(printf %063d 7) | head -n 200";
+    let program = format!("{}; echo first; {}; {last}", wait("/here"), wait("/go"));
+    let id = daemon.run(&pod, script("main", &program)).await;
+    let mut session = open(&daemon, &id, false, false).await;
+    daemon.exec(&id, &["touch", "/here"]).await.unwrap();
+    session.until("first").await;
+    let filler = format!("/proc/{}/root{path}/filler", daemon.pid());
+    std::fs::write(filler, [0; 100_000]).unwrap_err();
+    daemon.exec(&id, &["touch", "/go"]).await.unwrap();
+    let ended = daemon.wait(&id).await;
+    assert_eq!(ended.exit_code, 0);
+    let said = session.end().await;
+    let told = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(told.contains("the end of the output is not shown"), "{told}");
+    assert!(told.contains("No space left"), "{told}");
+    assert_eq!((said.out().as_str(), &said.status()["status"]), ("first\n", &"Success".into()));
+    daemon.remove(&id).await.unwrap();
+    nsenter(&daemon, &["umount", path]);
     daemon.finish().await;
 }
 
