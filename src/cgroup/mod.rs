@@ -216,27 +216,19 @@ impl Cgroups {
         }
     }
 
-    /// Makes a container's cgroup with its limits. With the systemd driver this is the directory of
-    /// the scope that [`Self::adopt`] makes, around the parked child.
-    pub async fn create_container(
-        &self,
-        pod: &Cgroup,
-        id: &str,
-        resources: &Resources,
-    ) -> Result<(Cgroup, Vec<Warning>)> {
+    /// Makes a container's cgroup, or nothing. With the systemd driver this is the directory of the
+    /// scope that [`Self::adopt`] makes, around the parked child. A few dozen short system calls, none
+    /// of which waits for a disk.
+    pub fn create_container(&self, pod: &Cgroup, id: &str) -> Result<Cgroup> {
         path::check_name(id)?;
         let path = format!("{}/{}", path::parent(&pod.path), self.0.leaf(id));
-        let cgroup = Cgroup { path: path.clone(), role: Role::Container };
-        let (inner, resources) = (self.0.clone(), resources.clone());
-        // The outer error leaves nothing: what is there already is another's.
-        let limited = blocking(move || {
-            tree::make(&inner.layout, &path, true)?;
-            Ok(apply::create(&inner.layout, &path, &resources))
-        });
-        match limited.await? {
-            Ok(warnings) => Ok((cgroup, warnings)),
-            Err(e) => Err(self.undo(&cgroup, e).await),
-        }
+        tree::make(&self.0.layout, &path, true)?;
+        Ok(Cgroup { path, role: Role::Container })
+    }
+
+    /// Writes the limits of a cgroup that was just made. What fails is undone by removing it.
+    pub fn limit(&self, cgroup: &Cgroup, resources: &Resources) -> Result<Vec<Warning>> {
+        apply::create(&self.0.layout, &cgroup.path, resources)
     }
 
     /// Tells systemd of the scope around `pid`, a parked child that entered `cgroup`. Limits are

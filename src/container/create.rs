@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use oci_spec::runtime as oci;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Entry, Warning};
 use crate::container::compile::{self, CgroupMount, Inputs, Pid, Tree};
 use crate::container::exec::Template;
 use crate::container::ground::{self, Ground};
@@ -136,6 +136,14 @@ impl From<volumes::Volume> for Tree {
     }
 }
 
+/// A container's cgroup.
+struct Confined {
+    cgroup: Cgroup,
+    /// Of limits that this host cannot give.
+    warnings: Vec<Warning>,
+    entry: Entry,
+}
+
 /// A creation under way.
 struct Making<'a> {
     node: &'a Arc<Node>,
@@ -152,34 +160,27 @@ impl Making<'_> {
         let image = node.images.hold(&image_volume::image_id(node, &spec.image.image)?, self.id)?;
         let volumes = image_volume::hold(node, self.id, &spec)?;
         let spec = Arc::new(spec);
-        // Neither needs the other, and each takes about a millisecond of the kernel's time.
-        let (made, ground) = tokio::join!(self.make_cgroup(&spec), self.prepare(Arc::clone(&spec), image));
-        let (cgroup, warnings) = made?;
+        // Neither needs the other, and each takes half a millisecond of the kernel's time: the first
+        // on a thread of its own, the second right here.
+        let (ground, confined) = tokio::join!(self.prepare(Arc::clone(&spec), image), self.confine(&spec));
+        let confined = confined?;
         let mut ground = ground?;
         ground.volumes = volumes;
         let trees = self.open_trees(&mut ground).await?;
-        node.cgroups.allow_devices(&cgroup, &ground.devices.rules)?;
-        self.finish(ground, trees, cgroup, warnings).await
+        node.cgroups.allow_devices(&confined.cgroup, &ground.devices.rules)?;
+        self.finish(ground, trees, confined).await
     }
 
-    /// Where nobody waits for it any more it goes again.
-    async fn make_cgroup(&self, spec: &ContainerSpec) -> Result<(Cgroup, Vec<String>)> {
+    /// The cgroup with its limits, and the way into it.
+    async fn confine(&self, spec: &ContainerSpec) -> Result<Confined> {
         let pod = self.pod.record();
-        let parent = pod.cgroup.clone().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
-        let (node, id, resources) = (Arc::clone(self.node), self.id.to_owned(), spec.resources.clone());
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
-            let made = node.cgroups.create_container(&parent, &id, &resources).await;
-            if let Err(Ok((cgroup, _))) = answer.send(made)
-                && let Err(error) = node.cgroups.remove(&cgroup).await
-            {
-                tracing::warn!(container = id, %error, "a cgroup that came too late stays");
-            }
-        });
-        let made = answered.await.map_err(|_| Error::internal("making the cgroup was interrupted"))?;
-        let (cgroup, warnings) = made.step(|| "making the cgroup")?;
+        let parent = pod.cgroup.as_ref().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
+        let cgroups = &self.node.cgroups;
+        let cgroup = cgroups.create_container(parent, self.id).step(|| "making the cgroup")?;
         let _ = self.cgroup.set(cgroup.clone());
-        Ok((cgroup, warnings))
+        let warnings = cgroups.limit(&cgroup, &spec.resources).step(|| "making the cgroup")?;
+        let entry = cgroups.entry(&cgroup)?;
+        Ok(Confined { cgroup, warnings, entry })
     }
 
     /// The part that touches the store and the state directory, on a blocking thread. Where nobody
@@ -194,11 +195,11 @@ impl Making<'_> {
         let deadline = tokio::time::Instant::now() + limit;
         let room = tokio::time::timeout_at(deadline, PREPARATIONS.acquire()).await.map_err(|_| late())?;
         let room = room.map_err(|e| Error::internal(e.to_string()))?;
+        let (maker, name) = (Arc::clone(&node), id.clone());
+        let made = tokio::task::spawn_blocking(move || ground::prepare(&maker, &pod, &name, spec, image));
         let (answer, answered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
-            let (maker, name) = (Arc::clone(&node), id.clone());
-            let made =
-                tokio::task::spawn_blocking(move || ground::prepare(&maker, &pod, &name, spec, image)).await;
+            let made = made.await;
             drop(room);
             let made = made.unwrap_or_else(|e| Err(Error::internal(format!("preparing the container: {e}"))));
             if answer.send(made).is_err()
@@ -315,15 +316,14 @@ impl Making<'_> {
         &self,
         ground: Ground,
         trees: HashMap<usize, Tree>,
-        cgroup: Cgroup,
-        warnings: Vec<String>,
+        confined: Confined,
     ) -> Result<Container> {
         let node = self.node;
+        let Confined { cgroup, warnings, entry } = confined;
         let (spec, filter) = self.runtime_spec(&ground, &cgroup)?;
         let template = Template::new(&spec, ground.env.clone(), filter.clone())?;
         let record = self.record(&ground, &cgroup, warnings)?;
         record::write(&node.layout.container(self.id).join("container.json"), &record)?;
-        let entry = node.cgroups.entry(&cgroup)?;
         let security = &ground.spec.security;
         let modes = &security.namespaces;
         let (plan, fds) = compile::compile(Inputs {

@@ -29,7 +29,7 @@ async fn devices_case(scratch: Scratch) {
         ("both", listed("rw"), true, true),
         ("all", DeviceRules::All, true, true),
     ] {
-        let container = scratch.container(&pod, id, &Resources::default()).await;
+        let container = scratch.container(&pod, id, &Resources::default());
         c.allow_devices(&container, &rules).unwrap();
         let said = scratch.run(&container, script).output();
         assert!(said.starts_with("null\nzero\nurandom\n"), "{id}: {said}");

@@ -24,7 +24,7 @@ async fn figures() {
         let pod = scratch.pod(&format!("p{turn}")).await;
         note("1 create pod", start);
         let start = Instant::now();
-        let container = scratch.container(&pod, "c", &resources).await;
+        let container = scratch.container(&pod, "c", &resources);
         note("2 create container with 5 limits", start);
         let start = Instant::now();
         c.allow_devices(&container, &DeviceRules::Listed(vec![])).unwrap();

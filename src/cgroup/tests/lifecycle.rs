@@ -10,8 +10,8 @@ async fn a_pod_with_a_container_and_an_exec_lives_and_goes() {
     assert_eq!(pod, scratch.pod("p1").await, "repeating is fine");
     assert_eq!(pod.path, format!("{}/pod-p1/p1", scratch.root));
     let init = scratch.run(&pod, "sleep 1000");
-    let container = scratch.container(&pod, "c1", &Resources::default()).await;
-    let taken = c.create_container(&pod, "c1", &Resources::default()).await.unwrap_err();
+    let container = scratch.container(&pod, "c1", &Resources::default());
+    let taken = c.create_container(&pod, "c1").unwrap_err();
     assert!(taken.message.contains("is there already"), "{taken}");
 
     let main = scratch.run(&container, "sleep 1000");
@@ -61,7 +61,7 @@ async fn b28_a_parent_of_others_stays_and_one_of_ours_goes_with_the_last_pod() {
     }
     let pod = c.create_pod(&kubelets, "p").await.unwrap();
     assert_eq!(pod.path, format!("{kubelets}/p"));
-    let container = scratch.container(&pod, "c", &Resources::default()).await;
+    let container = scratch.container(&pod, "c", &Resources::default());
     assert_eq!(container.path, format!("{kubelets}/c"));
     let process = scratch.run(&container, "sleep 1000");
     c.kill(&pod).unwrap();
@@ -94,7 +94,7 @@ async fn cgroups_that_a_container_made_go_with_it() {
     let Some(scratch) = Scratch::new() else { return };
     let c = &scratch.cgroups;
     let pod = scratch.pod("p").await;
-    let container = scratch.container(&pod, "c", &Resources::default()).await;
+    let container = scratch.container(&pod, "c", &Resources::default());
     for mount in scratch.layout().mounts() {
         for below in ["a/b/c", "a/d", "e"] {
             std::fs::create_dir_all(format!("{mount}{}/{below}", container.path)).unwrap();
@@ -129,7 +129,7 @@ async fn pure_v1_kills_by_the_freezer() {
     }
     let c = &scratch.cgroups;
     let pod = scratch.pod("p").await;
-    let container = scratch.container(&pod, "c", &Resources::default()).await;
+    let container = scratch.container(&pod, "c", &Resources::default());
     let main = scratch.run(&container, "sleep 1000");
     let exec = c.create_exec(&container, "e").unwrap();
     let command = scratch.run(&exec, "while :; do sleep 0.001 & done");
@@ -153,7 +153,7 @@ async fn an_exec_finds_a_place_beside_a_threaded_container() {
     let c = &scratch.cgroups;
     let Some(unified) = scratch.layout().unified.clone() else { return };
     let pod = scratch.pod("p").await;
-    let container = scratch.container(&pod, "c", &Resources::default()).await;
+    let container = scratch.container(&pod, "c", &Resources::default());
     let main = scratch.run(&container, "sleep 1000");
     let full = format!("{}{}", unified.mount, container.path);
     std::fs::create_dir(format!("{full}/t")).unwrap();

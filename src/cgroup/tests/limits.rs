@@ -17,8 +17,7 @@ async fn b29_limits_are_written_changed_and_taken_back_whole() {
         unified: [("pids.max".to_owned(), "77".to_owned())].into(),
         ..Default::default()
     };
-    let (container, warnings) = c.create_container(&pod, "c", &resources).await.unwrap();
-    assert_eq!(warnings, Vec::<String>::new());
+    let container = scratch.container(&pod, "c", &resources);
     assert_eq!(
         scratch.file(&container, "cpu", "cpu.shares", "cpu.weight").len(),
         if c.layout() == "unified" { 2 } else { 3 }
@@ -61,8 +60,9 @@ async fn b29_limits_are_written_changed_and_taken_back_whole() {
     assert!(c.update(&container, &resources).await.is_err());
 
     let refused = Resources { cpu_quota: 1, ..Default::default() };
-    assert!(c.create_container(&pod, "d", &refused).await.is_err());
-    assert!(!scratch.exists(&format!("{}/d", path::parent(&pod.path))), "nothing is left of it");
+    let container = c.create_container(&pod, "d").unwrap();
+    assert!(c.limit(&container, &refused).is_err());
+    c.remove(&container).await.unwrap();
     c.remove(&pod).await.unwrap();
     scratch.finish().await;
 }
@@ -73,7 +73,7 @@ async fn b29_a_memory_limit_below_what_is_in_use_is_refused() {
     let c = &scratch.cgroups;
     let pod = scratch.pod("p").await;
     let limited = Resources { memory_limit: 256 << 20, ..Default::default() };
-    let container = scratch.container(&pod, "c", &limited).await;
+    let container = scratch.container(&pod, "c", &limited);
     let process =
         scratch.run(&container, "x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo full; sleep 1000");
     let deadline = Instant::now() + SECONDS;
@@ -98,7 +98,7 @@ async fn b10_oom_kills_are_counted() {
     let c = &scratch.cgroups;
     let pod = scratch.pod("p").await;
     let limited = Resources { memory_limit: 16 << 20, ..Default::default() };
-    let container = scratch.container(&pod, "c", &limited).await;
+    let container = scratch.container(&pod, "c", &limited);
     assert_eq!(c.oom_kills(&container), Some(0));
     let process = scratch.run(&container, "exec tail /dev/zero");
     assert!(process.killed());
@@ -113,7 +113,7 @@ async fn b36_stats_tell_use() {
     let c = &scratch.cgroups;
     let pod = scratch.pod("p").await;
     let limited = Resources { memory_limit: 128 << 20, ..Default::default() };
-    let container = scratch.container(&pod, "c", &limited).await;
+    let container = scratch.container(&pod, "c", &limited);
     let process = scratch.run(&container, "x=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 1000");
     // The kernel folds small changes of memory.stat in late.
     let deadline = Instant::now() + SECONDS;

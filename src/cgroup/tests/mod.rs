@@ -55,8 +55,10 @@ impl Scratch {
         self.cgroups.create_pod("", id).await.unwrap()
     }
 
-    async fn container(&self, pod: &Cgroup, id: &str, resources: &Resources) -> Cgroup {
-        self.cgroups.create_container(pod, id, resources).await.unwrap().0
+    fn container(&self, pod: &Cgroup, id: &str, resources: &Resources) -> Cgroup {
+        let container = self.cgroups.create_container(pod, id).unwrap();
+        assert_eq!(self.cgroups.limit(&container, resources).unwrap(), Vec::<String>::new());
+        container
     }
 
     /// Nothing may be left below the root, in any hierarchy.

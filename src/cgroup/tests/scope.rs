@@ -47,8 +47,7 @@ async fn b28_a_container_is_in_its_scope_from_its_making() {
         cpuset_cpus: "0".into(),
         ..Default::default()
     };
-    let (container, warnings) = c.create_container(&pod, "c1", &limits).await.unwrap();
-    assert_eq!(warnings, Vec::<String>::new());
+    let container = scratch.container(&pod, "c1", &limits);
     let before = c.limits(&container);
     let process = scratch.run(&container, "sleep 1000");
     c.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
@@ -96,7 +95,7 @@ async fn devices_stay_confined_in_a_scope() {
     let c = &scratch.cgroups;
     let pod = scratch.pod("p3").await;
     let limits = Resources::default();
-    let container = scratch.container(&pod, "c3", &limits).await;
+    let container = scratch.container(&pod, "c3", &limits);
     let kmsg = DeviceRule { block: false, major: 1, minor: 11, access: "r".into() };
     c.allow_devices(&container, &DeviceRules::Listed(vec![kmsg])).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -128,7 +127,7 @@ async fn b10_oom_kills_are_known_after_systemd_removed_the_scope() {
     let c = &scratch.cgroups;
     let pod = scratch.pod("p2").await;
     let limits = Resources { memory_limit: 32 << 20, ..Default::default() };
-    let container = scratch.container(&pod, "c2", &limits).await;
+    let container = scratch.container(&pod, "c2", &limits);
     let go = tempfile::tempdir().unwrap();
     let gate = go.path().join("go");
     let wait = format!("until [ -e {} ]; do sleep 0.1; done; exec tail /dev/zero", gate.display());

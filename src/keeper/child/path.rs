@@ -63,19 +63,10 @@ pub fn make(root: BorrowedFd<'_>, path: &CStr, kind: Kind) -> Result<OwnedFd> {
 /// Makes each component that is missing. False: one was a dangling link, and is replaced in the
 /// path by what it says.
 fn make_components(root: BorrowedFd<'_>, path: &mut Buffer, kind: Kind) -> Result<bool> {
-    let mut start = 0;
+    let (mut start, mut directory) = deepest(root, path)?;
     while start < path.length {
         // A component is the slash and the name behind it.
         let end = path.next_slash(start + 1);
-        match resolve(root, path.prefix(end)?, OFlags::empty()) {
-            Ok(_) => {
-                start = end;
-                continue;
-            }
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(e),
-        }
-        let directory = resolve(root, path.prefix(start)?, OFlags::DIRECTORY)?;
         let mut name = Buffer::new(&path.bytes[start + 1..end])?;
         let name = name.whole()?;
         let made = if end == path.length && kind == Kind::File {
@@ -85,21 +76,40 @@ fn make_components(root: BorrowedFd<'_>, path: &mut Buffer, kind: Kind) -> Resul
             rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))
         };
         match made {
-            Ok(()) => start = end,
+            Ok(()) => {}
             Err(Errno::EXIST) => {
                 let mut target = [0u8; PATH_MAX];
                 match rustix::fs::readlinkat_raw(&directory, name, &mut target[..]) {
-                    Ok(length) => path.substitute(start, end, &target[..length])?,
+                    Ok(length) => {
+                        path.substitute(start, end, &target[..length])?;
+                        return Ok(false);
+                    }
                     // Somebody else has made it meanwhile.
                     Err(Errno::INVAL) => {}
                     Err(e) => return Err(e),
                 }
-                return Ok(false);
             }
             Err(e) => return Err(e),
         }
+        start = end;
+        if start < path.length {
+            directory = resolve(root, path.prefix(start)?, OFlags::DIRECTORY)?;
+        }
     }
     Ok(true)
+}
+
+/// The longest beginning of the path, short of all of it, that is there: its length and directory.
+/// Most often only the last component is missing.
+fn deepest(root: BorrowedFd<'_>, path: &mut Buffer) -> Result<(usize, OwnedFd)> {
+    let mut end = path.last_slash(path.length);
+    loop {
+        match resolve(root, path.prefix(end)?, OFlags::DIRECTORY) {
+            Err(Errno::NOENT) if end > 0 => end = path.last_slash(end),
+            Err(e) => return Err(e),
+            Ok(directory) => return Ok((end, directory)),
+        }
+    }
 }
 
 /// A path on the stack, and room for its prefixes as C strings.
@@ -132,6 +142,11 @@ impl Buffer {
         self.prefix[..end].copy_from_slice(&self.bytes[..end]);
         self.prefix[end] = 0;
         CStr::from_bytes_until_nul(&self.prefix).map_err(|_| Errno::INVAL)
+    }
+
+    /// The last one before `end`; 0 where there is none.
+    fn last_slash(&self, end: usize) -> usize {
+        self.bytes[..end].iter().rposition(|b| *b == b'/').unwrap_or(0)
     }
 
     fn next_slash(&self, from: usize) -> usize {
