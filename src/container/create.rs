@@ -14,6 +14,7 @@ use crate::cgroup::{Cgroup, Entry, Warning};
 use crate::container::compile::{self, CgroupMount, Inputs, Pid, Tree};
 use crate::container::exec::Template;
 use crate::container::ground::{self, Ground};
+use crate::container::inside::Inside;
 use crate::container::mounts::Source;
 use crate::container::oci::NamespacePaths;
 use crate::container::spec::ContainerSpec;
@@ -283,11 +284,13 @@ impl Making<'_> {
     /// make one that shows it.
     async fn joined_procfs(&self, spec: &ContainerSpec) -> Result<Option<OwnedFd>> {
         let modes = &spec.security.namespaces;
+        let mut target = None;
         let (pid, path) = match modes.pid {
             _ if probe::procfs_of_others().is_ok() => return Ok(None),
             NamespaceMode::Pod => (self.shared.init.as_ref().map(|init| init.pid), attached::INIT_PROC),
             NamespaceMode::Target => {
-                (self.node.containers.find(&modes.target)?.process().map(|p| p.pid), "/proc")
+                let target = target.insert(self.node.containers.find(&modes.target)?);
+                (target.process().map(|p| p.pid), "/proc")
             }
             NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
         };
@@ -295,16 +298,11 @@ impl Making<'_> {
         let Some(pid) = pid else { return Ok(None) };
         // A file system of the target's own making may never answer.
         let limit = Duration::from_secs(self.node.config.container.volume_timeout);
-        let work = tokio::task::spawn_blocking(move || attached::procfs(pid, path));
-        match tokio::time::timeout(limit, work).await {
-            Ok(taken) => {
-                taken.map_err(|e| Error::internal(format!("taking the procfs of {pid}: {e}")))?.map(Some)
-            }
-            Err(_) => Err(Error::new(
-                Kind::DeadlineExceeded,
-                format!("the procfs of process {pid} did not answer within {} s", limit.as_secs()),
-            )),
-        }
+        // A pod's own PID 1 has nothing mounted that is not ours.
+        let own = Inside::default();
+        let inside = target.as_ref().map_or(&own, |target| &target.inside);
+        let what = format!("taking the procfs of process {pid}");
+        inside.look(&what, limit, move || attached::procfs(pid, path)).await.map(Some)
     }
 
     fn clone_shm(&self) -> Result<OwnedFd> {
