@@ -2,13 +2,16 @@
 
 use super::*;
 
-/// None, with the reason printed, where no systemd runs.
+/// Below a slice of the test's own, since to stop one ends what the others run in it. None, with the
+/// reason printed, where no systemd runs.
 fn systemd() -> Option<Cgroups> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: making scopes needs root");
         return None;
     }
-    match Cgroups::detect(Driver::Systemd, &format!("/podwrighttest{}", std::process::id())) {
+    let root = format!("/podwrighttest{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    match Cgroups::detect(Driver::Systemd, &root) {
         Ok(cgroups) => Some(cgroups),
         Err(e) => {
             eprintln!("skipped: {e}");
@@ -20,6 +23,12 @@ fn systemd() -> Option<Cgroups> {
 fn property(unit: &str, name: &str) -> String {
     let output = Command::new("systemctl").args(["show", "--value", "-p", name, unit]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Ends the test's own slice.
+fn stop(scratch: &Scratch) {
+    let slice = format!("{}.slice", path::base(&scratch.root).trim_end_matches(".slice"));
+    let _ = Command::new("systemctl").args(["stop", &slice]).status();
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -84,7 +93,7 @@ async fn b28_a_container_is_in_its_scope_from_its_making() {
     c.remove(&pod).await.unwrap();
     until("the slice's end", || property(&format!("{root}-podp1.slice"), "ActiveState") == "inactive").await;
     assert!(!scratch.exists(path::parent(&pod.path)));
-    let _ = Command::new("systemctl").args(["stop", &format!("{root}.slice")]).status();
+    stop(&scratch);
 }
 
 /// systemd writes "everything" into the devices of a v1 scope that says nothing of them.
@@ -114,6 +123,7 @@ async fn devices_stay_confined_in_a_scope() {
     until("the scope's end", || property("podwright-c3.scope", "ActiveState") == "inactive").await;
     c.remove(&container).await.unwrap();
     c.remove(&pod).await.unwrap();
+    stop(&scratch);
 }
 
 #[tokio::test]
@@ -140,4 +150,5 @@ async fn b10_oom_kills_are_known_after_systemd_removed_the_scope() {
     c.remove(&container).await.unwrap();
     assert_eq!(c.oom_kills(&container), None);
     c.remove(&pod).await.unwrap();
+    stop(&scratch);
 }
