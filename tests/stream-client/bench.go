@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,9 +14,17 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// Figures as JSON, by name: milliseconds, MB/s (10^6 bytes), microseconds.
-func bench(s server) int {
-	figures := map[string]float64{}
+// A median of each server, and the first over the second.
+type figure struct {
+	Ours      float64 `json:"ours,omitempty"`
+	Reference float64 `json:"reference,omitempty"`
+	Ratio     float64 `json:"ratio,omitempty"`
+}
+
+// Figures as JSON, by name: milliseconds, MB/s (10^6 bytes), microseconds. Both servers are measured
+// in turn, round by round, since what a machine gives changes by the minute. What a server refuses
+// has no figure.
+func bench(ours, reference server) int {
 	measures := []struct {
 		name string
 		run  func(server, transport) (float64, error)
@@ -26,20 +35,41 @@ func bench(s server) int {
 		{"port-forward, MB/s", forwardRate},
 		{"port-forward, one byte, p50, us", forwardEcho},
 	}
-	code := 0
+	figures, code := map[string]figure{}, 0
 	for _, m := range measures {
 		for _, t := range []transport{spdyTransport, wsTransport} {
 			name := fmt.Sprintf("%s %s", t, m.name)
 			if !strings.Contains(name, *only) {
 				continue
 			}
-			figure, err := m.run(s, t)
-			if err != nil {
+			measured := map[server][]float64{}
+			failed := map[server]error{}
+			for range *rounds {
+				for _, s := range []server{ours, reference} {
+					if failed[s] != nil {
+						continue
+					}
+					value, err := m.run(s, t)
+					if err != nil {
+						failed[s] = err
+						continue
+					}
+					measured[s] = append(measured[s], value)
+				}
+			}
+			if err := failed[reference]; err != nil {
+				fmt.Fprintf(os.Stderr, "%s: the reference: %v\n", name, err)
+			}
+			if err := failed[ours]; err != nil {
 				fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 				code = 1
 				continue
 			}
-			figures[name] = figure
+			f := figure{Ours: median(measured[ours]), Reference: median(measured[reference])}
+			if f.Reference != 0 {
+				f.Ratio = f.Ours / f.Reference
+			}
+			figures[name] = f
 		}
 	}
 	out := json.NewEncoder(os.Stdout)
@@ -48,7 +78,12 @@ func bench(s server) int {
 	return code
 }
 
-func median(values []time.Duration) time.Duration {
+// 0 of none.
+func median[T cmp.Ordered](values []T) T {
+	if len(values) == 0 {
+		var none T
+		return none
+	}
 	slices.Sort(values)
 	return values[len(values)/2]
 }
@@ -112,7 +147,7 @@ func forwardRate(s server, t transport) (float64, error) {
 		defer c.Close()
 		_, _ = io.Copy(c, io.LimitReader(&repeat{block: make([]byte, 1<<20)}, size))
 	}
-	port, stop, err := listen("127.0.0.1:0", source)
+	port, stop, err := listen(s, "127.0.0.1:0", source)
 	if err != nil {
 		return 0, err
 	}
@@ -139,7 +174,7 @@ func forwardRate(s server, t transport) (float64, error) {
 }
 
 func forwardEcho(s server, t transport) (float64, error) {
-	port, stop, err := echoServer("127.0.0.1:0")
+	port, stop, err := echoServer(s, "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}

@@ -322,12 +322,12 @@ func background(s server, t transport) error {
 
 func forwarded(s server, t transport) error {
 	const connections = 50
-	port, stop, err := echoServer("127.0.0.1:0")
+	port, stop, err := echoServer(s, "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	defer stop()
-	port6, stop6, err := echoServer("[::1]:0")
+	port6, stop6, err := echoServer(s, "[::1]:0")
 	if err != nil {
 		return err
 	}
@@ -376,7 +376,7 @@ func roundTrip(port uint16, size int64) error {
 
 // On one connection: a port that nobody listens on, then one that somebody does.
 func refusedPort(s server, t transport) error {
-	port, stop, err := echoServer("127.0.0.1:0")
+	port, stop, err := echoServer(s, "127.0.0.1:0")
 	if err != nil {
 		return err
 	}

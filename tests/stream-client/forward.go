@@ -18,15 +18,15 @@ import (
 )
 
 // Listens in the pod's network namespace and sends back what comes.
-func echoServer(address string) (uint16, func(), error) {
-	return listen(address, func(c net.Conn) {
+func echoServer(s server, address string) (uint16, func(), error) {
+	return listen(s, address, func(c net.Conn) {
 		defer c.Close()
 		_, _ = io.Copy(c, c)
 	})
 }
 
-func listen(address string, serve func(net.Conn)) (uint16, func(), error) {
-	listener, err := inNetns(*netns, func() (net.Listener, error) { return net.Listen("tcp", address) })
+func listen(s server, address string, serve func(net.Conn)) (uint16, func(), error) {
+	listener, err := inNetns(s.netns(), func() (net.Listener, error) { return net.Listen("tcp", address) })
 	if err != nil {
 		return 0, nil, fmt.Errorf("listening in the pod: %w", err)
 	}

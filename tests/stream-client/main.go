@@ -1,8 +1,7 @@
 // The client side of Kubernetes' own libraries against a CRI runtime's streaming server.
 //
 //	stream-client -cri SOCKET -container ID -pod ID -netns PATH check    everything, byte for byte
-//	stream-client -cri SOCKET -container ID -pod ID -netns PATH bench    figures, as JSON
-//	stream-client bench-reference                                        the same of the reference server
+//	stream-client -cri SOCKET -container ID -pod ID -netns PATH bench    figures beside the reference's, as JSON
 //
 // The container runs something with a shell, head, cat, sha256sum, stty and tar in it (busybox has
 // all). Exit code 0: all is well.
@@ -27,10 +26,11 @@ var (
 	socket    = flag.String("cri", "/run/podwright/podwright.sock", "the CRI `socket`")
 	container = flag.String("container", "", "`ID` of a running container")
 	pod       = flag.String("pod", "", "`ID` of its pod")
-	netns     = flag.String("netns", "", "`path` of the pod's network namespace; empty: the node's")
+	podNetns  = flag.String("netns", "", "`path` of the pod's network namespace; empty: the node's")
 	megabytes = flag.Int("mb", 64, "MiB for each bulk transfer")
 	ca        = flag.String("ca", "", "`file` with the server's certificate; empty: any is taken")
 	only      = flag.String("run", "", "only what has this in its `name`")
+	rounds    = flag.Int("rounds", 5, "of bench")
 )
 
 func main() {
@@ -39,10 +39,9 @@ func main() {
 	case "check":
 		os.Exit(check(target()))
 	case "bench":
-		os.Exit(bench(target()))
-	case "bench-reference":
-		code := bench(reference())
-		_ = child.Kill()
+		other, stop := reference()
+		code := bench(target(), other)
+		stop()
 		os.Exit(code)
 	case "serve-reference":
 		serveReference()
@@ -56,6 +55,8 @@ func main() {
 type server interface {
 	exec(r *cri.ExecRequest) (string, error)
 	portForward(r *cri.PortForwardRequest) (string, error)
+	// The network namespace whose ports it forwards; empty: the node's.
+	netns() string
 }
 
 type runtime struct{ client cri.RuntimeServiceClient }
@@ -78,6 +79,8 @@ func (r runtime) portForward(q *cri.PortForwardRequest) (string, error) {
 	return answer.GetUrl(), err
 }
 
+func (runtime) netns() string { return *podNetns }
+
 // How a client speaks.
 type transport string
 
@@ -95,7 +98,7 @@ func (t transport) run(s server, argv []string, o remotecommand.StreamOptions) e
 	if err != nil {
 		return fmt.Errorf("asking for a URL: %w", err)
 	}
-	executor, err := t.executor(target)
+	executor, err := t.executor(target, o.Stdin != nil)
 	if err != nil {
 		return err
 	}
@@ -108,10 +111,15 @@ func clientConfig() *restclient.Config {
 	return &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{Insecure: *ca == "", CAFile: *ca}}
 }
 
-func (t transport) executor(target string) (remotecommand.Executor, error) {
+func (t transport) executor(target string, stdin bool) (remotecommand.Executor, error) {
 	config := clientConfig()
 	if t == wsTransport {
-		return remotecommand.NewWebSocketExecutor(config, "GET", target)
+		protocols := []string{"v5.channel.k8s.io"}
+		if !stdin {
+			// The reference speaks nothing newer. It has no way to end stdin.
+			protocols = append(protocols, "v4.channel.k8s.io")
+		}
+		return remotecommand.NewWebSocketExecutorForProtocols(config, "GET", target, protocols...)
 	}
 	u, err := url.Parse(target)
 	if err != nil {

@@ -110,10 +110,10 @@ func reply(w http.ResponseWriter, url string, err error) {
 	fmt.Fprint(w, url)
 }
 
-// The reference server as a server of URLs. It ends with this process.
+// The reference server as a server of URLs, and what ends it.
 type referenceServer struct{ address string }
 
-func reference() server {
+func reference() (server, func()) {
 	command := exec.Command("/proc/self/exe", "serve-reference")
 	command.Stderr = os.Stderr
 	out, err := command.StdoutPipe()
@@ -127,12 +127,13 @@ func reference() server {
 	if err != nil {
 		panic(err)
 	}
-	*netns = ""
-	child = command.Process
-	return referenceServer{strings.TrimSpace(line)}
+	return referenceServer{strings.TrimSpace(line)}, func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	}
 }
 
-var child *os.Process
+func (referenceServer) netns() string { return "" }
 
 func (r referenceServer) get(path string) (string, error) {
 	answer, err := http.Get("http://" + r.address + path)
