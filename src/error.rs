@@ -28,6 +28,8 @@ pub enum Kind {
     ResourceExhausted,
     /// PERMISSION_DENIED: a registry refused the credentials.
     PermissionDenied,
+    /// DATA_LOSS: bytes that came in are not what their digest or their format says.
+    WrongBytes,
     /// ABORTED or CANCELLED: the call was given up.
     Cancelled,
     /// INTERNAL: all else. The message is all there is.
@@ -71,6 +73,10 @@ impl Error {
 
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
+    }
+
+    pub fn wrong_bytes(message: impl Into<String>) -> Self {
+        Self::new(Kind::WrongBytes, message)
     }
 
     /// An I/O error of `step` (a gerund phrase with the path: "opening /etc/x").

@@ -15,6 +15,7 @@ fn code(kind: Kind) -> Code {
         Kind::Unavailable => Code::Unavailable,
         Kind::ResourceExhausted => Code::ResourceExhausted,
         Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::WrongBytes => Code::DataLoss,
         Kind::Cancelled => Code::Cancelled,
         Kind::Internal => Code::Internal,
     }

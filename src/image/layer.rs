@@ -62,8 +62,8 @@ pub async fn fetch(
                 let unpacked = download(session, fetched, layer, diff_id, &store, limits, &mut served).await;
                 match unpacked {
                     Ok(unpacked) => break unpacked,
-                    Err(Failed { error, wrong_bytes }) => {
-                        if !wrong_bytes || !session.distrust(&mut served) {
+                    Err(Failed { error, anothers_may_do }) => {
+                        if !anothers_may_do || !session.distrust(&mut served) {
                             return Err(error);
                         }
                         tracing::warn!(%error, "a registry's host gave wrong bytes: asking the next one");
@@ -83,8 +83,8 @@ pub async fn fetch(
 
 struct Failed {
     error: Error,
-    /// It was not a matter of reaching a host, and another one may give the right ones.
-    wrong_bytes: bool,
+    /// The bytes were wrong, and another host may have the right ones.
+    anothers_may_do: bool,
 }
 
 /// One attempt at a layer, from the hosts that are trusted so far.
@@ -109,14 +109,18 @@ async fn download(
     };
     let unpacking = unpack_apart(Input::Channel(source), diff_id, store, limits);
     let (fetching, unpacked) = tokio::join!(fetching, unpacking);
-    let verified = *fetching.as_ref().unwrap_or(&false);
-    let failed = |error: Error| {
-        let kind = error.kind;
-        let told = error.message.starts_with("registry ");
-        let error = if told { error } else { session.failed(&format!("blob {}", layer.digest), error) };
-        Failed { error, wrong_bytes: !verified && matches!(kind, Kind::Internal | Kind::InvalidArgument) }
+    let verified = match fetching {
+        Ok(verified) => verified,
+        Err(error) => return Err(Failed { anothers_may_do: error.kind == Kind::WrongBytes, error }),
     };
-    fetching.and(unpacked).map_err(failed)
+    unpacked.map_err(|error| {
+        let blob = format!("blob {}", layer.digest);
+        // What is wrong here, and not with what came in, is no matter of who sent it.
+        let theirs = matches!(error.kind, Kind::WrongBytes | Kind::InvalidArgument);
+        let error =
+            if theirs { session.failed(&blob, error) } else { error.during(format!("unpacking {blob}")) };
+        Failed { error, anothers_may_do: theirs && !verified }
+    })
 }
 
 async fn unpack_apart(
@@ -155,7 +159,7 @@ fn unpack(source: Input, diff_id: Digest, store: &Store, limits: Limits) -> Resu
         Ok::<_, Error>((applied, found))
     })?;
     if found != diff_id {
-        return Err(Error::internal(format!(
+        return Err(Error::wrong_bytes(format!(
             "its diff ID is {found}, but the image's config says {diff_id}"
         )));
     }
@@ -294,7 +298,11 @@ fn fill(reader: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
 /// Gives the reading thread the error, in our own words unless it is ours already.
 fn pass_on(error: io::Error, full: &SyncSender<io::Result<Block>>) -> Error {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned();
-    let error = ours.unwrap_or_else(|| Error::invalid(format!("decompressing the layer: {error}")));
+    let error = ours.unwrap_or_else(|| match error.raw_os_error() {
+        // Of a file: what comes from a registry fails in words of our own.
+        Some(_) => Error::io("reading the compressed layer", error),
+        None => Error::invalid(format!("decompressing the layer: {error}")),
+    });
     let _ = full.send(Err(io::Error::other(error.clone())));
     error
 }

@@ -97,6 +97,7 @@ impl From<tonic::Status> for Error {
             Code::Unavailable => Kind::Unavailable,
             Code::ResourceExhausted => Kind::ResourceExhausted,
             Code::PermissionDenied | Code::Unauthenticated => Kind::PermissionDenied,
+            Code::DataLoss => Kind::WrongBytes,
             Code::Cancelled | Code::Aborted => Kind::Cancelled,
             _ => Kind::Internal,
         };

@@ -107,7 +107,7 @@ impl Session {
             let range =
                 response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
             if !range.starts_with(&format!("bytes {offset}-")) {
-                return Err(Error::internal(format!(
+                return Err(Error::wrong_bytes(format!(
                     "asked for bytes from {offset}, the answer is {range:?}"
                 )));
             }
@@ -121,7 +121,7 @@ impl Session {
                 continue;
             }
             if taken.offset + chunk.len() as u64 > size {
-                return Err(Error::internal(format!(
+                return Err(Error::wrong_bytes(format!(
                     "it is longer than the {size} bytes that its manifest says"
                 )));
             }

@@ -157,7 +157,7 @@ impl Session {
         let whole = |body: &[u8]| {
             if body.len() as u64 != size {
                 let got = format!("it has {} bytes and digest {}", body.len(), Digest::of(body));
-                return Err(Error::internal(format!("{got}, not {size} bytes")));
+                return Err(Error::wrong_bytes(format!("{got}, not {size} bytes")));
             }
             right(digest, Digest::of(body))
         };
@@ -258,7 +258,7 @@ fn right(wanted: Digest, found: Digest) -> Result<()> {
     if found == wanted {
         return Ok(());
     }
-    Err(Error::internal(format!("its digest is {found}: not what was asked for")))
+    Err(Error::wrong_bytes(format!("its digest is {found}: not what was asked for")))
 }
 
 /// Between one half and all of `delay`, so that many clients do not come back at once.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::fake::{Fake, Reply, answer, layer};
 use super::*;
+use crate::error::Kind;
 
 /// `hosts.toml` for `registry`: the mirror first.
 fn mirrored(directory: &Path, registry: &Fake, text: &str) {
@@ -128,7 +129,7 @@ async fn all_hosts_errors_are_told() {
     mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
     let images = open_with(root.path(), settings(root.path())).await;
     let error = images.pull(&registry.reference("a/b:v1"), Auth::default()).await.unwrap_err();
-    assert_eq!(error.kind, crate::error::Kind::NotFound, "the registry's own word counts");
+    assert_eq!(error.kind, Kind::NotFound, "the registry's own word counts");
     for part in [&mirror.address.to_string(), "403", "manifest unknown", "repository a/b, manifest v1"] {
         assert!(error.message.contains(part), "{error}");
     }
@@ -214,4 +215,56 @@ async fn a_mirror_with_wrong_bytes_is_passed_over() {
         let layers = images.status(&name).unwrap().unwrap().layers;
         assert_eq!(std::fs::read(layers[0].join("a")).unwrap(), b"1");
     }
+}
+
+/// A disk's fault is told as one, and no other host is asked to repeat what it cannot help.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_this_hosts_disk_is_not_blamed_on_a_registry() {
+    for full in [true, false] {
+        let root = tempfile::tempdir().unwrap();
+        let (registry, mirror) = (Fake::plain().await, Fake::plain().await);
+        let zeros = vec![0; 24 << 20];
+        for fake in [&registry, &mirror] {
+            fake.put_image("a/b", "v1", &[layer(&[("some/file", &zeros)])]);
+        }
+        mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
+        let (_disk, store) = small_disk();
+        let config = super::super::Config {
+            root: store.clone(),
+            registries: settings(root.path()),
+            ..Default::default()
+        };
+        let images = Images::open(config).await.unwrap();
+        if !full {
+            std::fs::remove_dir(store.join("staging")).unwrap();
+            std::fs::write(store.join("staging"), "no directory").unwrap();
+        }
+        let error = images.pull(&registry.reference("a/b:v1"), Auth::default()).await.unwrap_err();
+        let (kind, words) = match full {
+            true => (Kind::ResourceExhausted, ["unpacking \"some/file\" in ", "no space left on device"]),
+            false => (Kind::Internal, ["making ", "not a directory"]),
+        };
+        assert_eq!(error.kind, kind, "{error}");
+        for word in
+            words.into_iter().chain([store.join("staging").to_str().unwrap(), "unpacking blob sha256:"])
+        {
+            assert!(error.message.contains(word), "{error}");
+        }
+        assert!(!error.message.contains("registry 127"), "{error}");
+        assert_eq!(registry.count(""), 0, "{error}");
+        assert!(images.list(None).unwrap().is_empty());
+    }
+}
+
+/// A file system of 16 MB in memory, and the path to it. It goes with the descriptor.
+fn small_disk() -> (std::os::fd::OwnedFd, PathBuf) {
+    use std::os::fd::AsRawFd;
+
+    use rustix::mount::*;
+    let disk = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    fsconfig_set_string(&disk, "size", "16m").unwrap();
+    fsconfig_create(&disk).unwrap();
+    let disk = fsmount(&disk, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}/store", disk.as_raw_fd()));
+    (disk, path)
 }

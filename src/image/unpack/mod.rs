@@ -63,29 +63,41 @@ pub struct Applied {
 /// and notes that in the file `manifest`.
 pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: Limits) -> Result<Applied> {
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
-    let log = record::Log::create(manifest).map_err(|e| failed("writing the layer's manifest".into(), e))?;
+    let failed = |step: &str, error: io::Error| failed(step, root, error);
+    let log = record::Log::create(manifest).map_err(|e| failed("making the layer's manifest", e))?;
     let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
     let writeback = Writeback::start();
     let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, entries: 0, bytes: 0 };
     while let Some(entry) =
-        layer.archive.next_entry().map_err(|e| failed("reading the layer's archive".into(), e))?
+        layer.archive.next_entry().map_err(|e| failed("reading the layer's archive", e))?
     {
         let made = layer.make(&entry);
-        made.map_err(|e| failed(format!("unpacking {:?}", String::from_utf8_lossy(&entry.path)), e))?;
+        made.map_err(|e| failed(&format!("unpacking {:?}", String::from_utf8_lossy(&entry.path)), e))?;
     }
-    layer.archive.drain().map_err(|e| failed("reading the layer's end".into(), e))?;
-    layer.tree.finish().map_err(|e| failed("finishing the layer".into(), e))
+    layer.archive.drain().map_err(|e| failed("reading the layer's end", e))?;
+    layer.tree.finish().map_err(|e| failed("finishing the layer", e))
 }
 
-/// An error of our own that came up through a reader keeps its kind and words.
-fn failed(step: String, error: io::Error) -> Error {
+/// What an archive's names can lead to. Every other errno has its cause on this host.
+const OF_NAMES: [i32; 5] = [libc::ENAMETOOLONG, libc::ELOOP, libc::ENOTDIR, libc::EISDIR, libc::EMLINK];
+
+/// INVALID_ARGUMENT where the archive is at fault; else the error names the place. One of our own that
+/// came up through a reader keeps its kind and words.
+fn failed(step: &str, place: &Path, error: io::Error) -> Error {
     if let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         return cause.clone();
     }
-    let malformed = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
-        && error.raw_os_error().is_none();
-    let error = Error::io(step, error);
-    if malformed { Error::invalid(error.message) } else { error }
+    let malformed = match error.raw_os_error() {
+        Some(errno) => OF_NAMES.contains(&errno),
+        None => matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+        ),
+    };
+    match malformed {
+        true => Error::invalid(Error::io(step, error).message),
+        false => Error::io(format!("{step} in {}", place.display()), error),
+    }
 }
 
 struct Layer<R> {
