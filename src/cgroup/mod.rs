@@ -30,6 +30,7 @@ mod layout;
 mod limits;
 mod oom;
 mod path;
+mod show;
 mod stats;
 mod systemd;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use std::time::Duration;
 pub use details::{CpuTime, Details, DeviceIo, HugePages, MemoryDetails, Throttling};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+pub use show::View;
 
 use crate::container::spec::Resources;
 use crate::error::{Error, Step};
@@ -164,19 +166,6 @@ impl Cgroups {
 
     pub fn driver(&self) -> Driver {
         if self.0.systemd.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
-    }
-
-    /// The v1 hierarchies as they are to be shown inside a container: (directory name, mount option).
-    /// Empty on a unified host. A hybrid host's cgroup2 is among them, with the option `cgroup2`.
-    pub fn v1_hierarchies(&self) -> Vec<(String, String)> {
-        let name = |mount: &str| mount.rsplit('/').next().unwrap_or_default().to_owned();
-        let layout = &self.0.layout;
-        if layout.v1.is_empty() {
-            return Vec::new();
-        }
-        let v1 = layout.v1.iter().map(|h| (name(&h.mount), h.controllers.join(",")));
-        let unified = layout.unified.iter().map(|u| (name(&u.mount), "cgroup2".to_owned()));
-        v1.chain(unified).collect()
     }
 
     /// "unified", "hybrid" or "v1", for humans.

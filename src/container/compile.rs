@@ -36,16 +36,9 @@ pub struct Tree {
     pub mount: OwnedFd,
     pub directory: bool,
     pub label: String,
-}
-
-/// How the host's cgroup hierarchies are shown inside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CgroupMount {
-    /// One cgroup2.
-    Unified,
-    /// One file system a hierarchy: (directory name, mount option), on directories of a tmpfs that
-    /// comes as a tree, since a read-only one must be filled before it is attached.
-    V1(Vec<(String, String)>),
+    /// Detached mounts for directories in it, by their names. They come apart since kernels before
+    /// 6.15 attach nothing to what is itself detached.
+    pub below: Vec<(String, OwnedFd)>,
 }
 
 pub struct Inputs<'a> {
@@ -61,7 +54,6 @@ pub struct Inputs<'a> {
     pub new_namespaces: u64,
     pub pid: Pid,
     pub cgroup: Entry,
-    pub cgroup_mount: CgroupMount,
     pub cgroup_namespace: bool,
     pub stdio: [Arc<OwnedFd>; 3],
     pub terminal: bool,
@@ -176,23 +168,14 @@ fn mount_steps(
     steps: &mut Vec<Step>,
 ) -> Result<()> {
     let target = mount.destination().as_os_str().as_bytes().to_vec();
-    let cgroup = mount.typ().as_deref() == Some("cgroup");
     if let Some(tree) = inputs.trees.remove(&index) {
-        let label = tree.label.into_bytes();
-        let (mount, directory) = (fds.push(tree.mount), tree.directory);
-        steps.push(Step::Attach { mount, target: target.clone(), directory, label });
-        if !cgroup {
-            return Ok(());
-        }
+        steps.extend(attach_steps(tree, target, fds));
+        return Ok(());
     }
     let (attributes, options) = options(mount.options().as_deref().unwrap_or_default());
     match mount.typ().as_deref() {
-        Some("bind") | None => {
+        Some("bind" | "cgroup") | None => {
             Err(Error::internal(format!("mount {} has no opened source", mount.destination().display())))
-        }
-        Some("cgroup") => {
-            cgroup_steps(&inputs.cgroup_mount, &target, attributes, steps);
-            Ok(())
         }
         Some(fstype) => {
             steps.push(Step::Mount { fstype: fstype.as_bytes().to_vec(), target, options, attributes });
@@ -201,34 +184,23 @@ fn mount_steps(
     }
 }
 
-fn cgroup_steps(layout: &CgroupMount, target: &[u8], attributes: u64, steps: &mut Vec<Step>) {
-    let mount = |fstype: &str, target: Bytes, options: Vec<(Bytes, Bytes)>, attributes| Step::Mount {
-        fstype: fstype.as_bytes().to_vec(),
+fn attach_steps(tree: Tree, target: Bytes, fds: &mut FdList) -> Vec<Step> {
+    let mut attach = |mount, target, directory, label: &str| Step::Attach {
+        mount: fds.push(mount),
         target,
-        options,
-        attributes,
+        directory,
+        label: label.as_bytes().to_vec(),
     };
-    let hierarchies = match layout {
-        CgroupMount::Unified => {
-            steps.push(mount("cgroup2", target.to_vec(), Vec::new(), attributes));
-            return;
-        }
-        CgroupMount::V1(hierarchies) => hierarchies,
-    };
-    for (name, option) in hierarchies {
-        let place = [target, b"/", name.as_bytes()].concat();
-        if option == "cgroup2" {
-            steps.push(mount("cgroup2", place, Vec::new(), attributes));
-            continue;
-        }
-        let option = match option.split_once('=') {
-            Some((key, value)) => {
-                vec![(b"none".to_vec(), Vec::new()), (key.as_bytes().to_vec(), value.as_bytes().to_vec())]
-            }
-            None => option.split(',').map(|o| (o.as_bytes().to_vec(), Vec::new())).collect(),
-        };
-        steps.push(mount("cgroup", place, option, attributes));
-    }
+    let mut steps = vec![attach(tree.mount, target.clone(), tree.directory, &tree.label)];
+    steps.extend(tree.below.into_iter().map(|(name, mount)| {
+        attach(
+            mount,
+            [&target[..], b"/", name.as_bytes()].concat(),
+            true,
+            &format!("{name} in {}", tree.label),
+        )
+    }));
+    steps
 }
 
 /// fstab options as mount attributes and file system options.

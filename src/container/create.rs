@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use oci_spec::runtime as oci;
 
-use crate::cgroup::{Cgroup, Entry, Warning};
-use crate::container::compile::{self, CgroupMount, Inputs, Pid, Tree};
+use crate::cgroup::{Cgroup, Entry, View, Warning};
+use crate::container::compile::{self, Inputs, Pid, Tree};
 use crate::container::exec::Template;
 use crate::container::ground::{self, Ground};
 use crate::container::inside::Inside;
@@ -131,9 +131,28 @@ fn align(mut spec: ContainerSpec, pod: &pod::Record) -> Result<ContainerSpec> {
     Ok(spec)
 }
 
+impl Tree {
+    /// A directory with nothing mounted in it.
+    fn of(mount: OwnedFd, label: impl Into<String>) -> Self {
+        Self { mount, directory: true, label: label.into(), below: Vec::new() }
+    }
+
+    /// For /sys/fs/cgroup.
+    fn of_cgroup(view: View, read_only: bool) -> Result<Self> {
+        let label = "the cgroup at /sys/fs/cgroup";
+        match view {
+            View::Unified(mount) => Ok(Self::of(mount, label)),
+            View::Hierarchies(below) => {
+                let mount = rootfs::directories(below.iter().map(|(name, _)| name.as_str()), read_only)?;
+                Ok(Self { below, ..Self::of(mount, label) })
+            }
+        }
+    }
+}
+
 impl From<volumes::Volume> for Tree {
     fn from(volume: volumes::Volume) -> Self {
-        Self { mount: volume.mount, directory: volume.directory, label: volume.label }
+        Self { directory: volume.directory, ..Self::of(volume.mount, volume.label) }
     }
 }
 
@@ -164,16 +183,16 @@ impl Making<'_> {
         // Neither needs the other, and each takes half a millisecond of the kernel's time: the first
         // on a thread of its own, the second right here.
         let (ground, confined) = tokio::join!(self.prepare(Arc::clone(&spec), image), self.confine(&spec));
-        let confined = confined?;
+        let (confined, view) = confined?;
         let mut ground = ground?;
         ground.volumes = volumes;
-        let trees = self.open_trees(&mut ground).await?;
+        let trees = self.open_trees(&mut ground, view).await?;
         node.cgroups.allow_devices(&confined.cgroup, &ground.devices.rules)?;
         self.finish(ground, trees, confined).await
     }
 
-    /// The cgroup with its limits, and the way into it.
-    async fn confine(&self, spec: &ContainerSpec) -> Result<Confined> {
+    /// The cgroup with its limits, the way into it and the view of it.
+    async fn confine(&self, spec: &ContainerSpec) -> Result<(Confined, Tree)> {
         let pod = self.pod.record();
         let parent = pod.cgroup.as_ref().ok_or_else(|| Error::precondition("the pod has no cgroup"))?;
         let cgroups = &self.node.cgroups;
@@ -181,7 +200,11 @@ impl Making<'_> {
         let _ = self.cgroup.set(cgroup.clone());
         let warnings = cgroups.limit(&cgroup, &spec.resources).step(|| "making the cgroup")?;
         let entry = cgroups.entry(&cgroup)?;
-        Ok(Confined { cgroup, warnings, entry })
+        // A privileged one has the host's cgroup namespace, and so its view.
+        let privileged = spec.security.privileged;
+        let view = cgroups.show((!privileged).then_some(&cgroup), !privileged)?;
+        let tree = Tree::of_cgroup(view, !privileged)?;
+        Ok((Confined { cgroup, warnings, entry }, tree))
     }
 
     /// The part that touches the store and the state directory, on a blocking thread. Where nobody
@@ -217,8 +240,9 @@ impl Making<'_> {
     }
 
     /// The detached mounts, by their place in the list.
-    async fn open_trees(&self, ground: &mut Ground) -> Result<HashMap<usize, Tree>> {
+    async fn open_trees(&self, ground: &mut Ground, cgroup: Tree) -> Result<HashMap<usize, Tree>> {
         let mut trees = HashMap::new();
+        let mut cgroup = Some(cgroup);
         let mut hosts = (Vec::new(), Vec::new());
         for (index, planned) in ground.mounts.iter().enumerate() {
             let at = planned.destination.display();
@@ -241,32 +265,17 @@ impl Making<'_> {
                 }
                 Source::PodShm => {
                     let mount = self.clone_shm().step(|| format!("mounting {at}"))?;
-                    trees.insert(index, Tree { mount, directory: true, label: "the pod's /dev/shm".into() });
+                    trees.insert(index, Tree::of(mount, "the pod's /dev/shm"));
                 }
                 Source::Devpts => {
                     if let Some(mount) = ground.stdio.devpts.take() {
-                        trees.insert(
-                            index,
-                            Tree { mount, directory: true, label: "devpts at /dev/pts".into() },
-                        );
+                        trees.insert(index, Tree::of(mount, "devpts at /dev/pts"));
                     }
                 }
-                Source::Cgroup => {
-                    if let CgroupMount::V1(hierarchies) = &self.node.cgroup_mount {
-                        let read_only = !ground.spec.security.privileged;
-                        let mount =
-                            rootfs::directories(hierarchies.iter().map(|(name, _)| name.as_str()), read_only)
-                                .step(|| format!("mounting {at}"))?;
-                        trees.insert(
-                            index,
-                            Tree { mount, directory: true, label: "tmpfs at /sys/fs/cgroup".into() },
-                        );
-                    }
-                }
+                Source::Cgroup => trees.extend(cgroup.take().map(|tree| (index, tree))),
                 Source::FileSystem if planned.oci.typ().as_deref() == Some("proc") => {
                     if let Some(mount) = self.joined_procfs(&ground.spec).await? {
-                        let label = format!("procfs at {at}");
-                        trees.insert(index, Tree { mount, directory: true, label });
+                        trees.insert(index, Tree::of(mount, format!("procfs at {at}")));
                     }
                 }
                 Source::FileSystem => {}
@@ -334,7 +343,6 @@ impl Making<'_> {
             new_namespaces: if modes.ipc == NamespaceMode::Container { libc::CLONE_NEWIPC as u64 } else { 0 },
             pid: self.pid(modes.pid, &modes.target)?,
             cgroup: entry,
-            cgroup_mount: node.cgroup_mount.clone(),
             cgroup_namespace: !security.privileged,
             stdio: ground.stdio.child,
             terminal: ground.spec.tty,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use crate::cgroup::Cgroups;
 use crate::config::Config;
-use crate::container::compile::CgroupMount;
 use crate::container::{self, Container};
 use crate::error::Kind;
 use crate::flight::Flights;
@@ -39,8 +38,6 @@ pub struct Node {
     pub creating: Flights<(String, container::spec::ContainerName), String>,
     /// Starts, stops and removals under way, by verb and ID.
     pub changing: Flights<String, ()>,
-    /// How cgroups are shown in containers.
-    pub cgroup_mount: CgroupMount,
     /// The bounding set that this process has: no container gets more (BEHAVIOUR 21).
     pub capabilities: u64,
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use crate::cgroup::Cgroups;
 use crate::config::Config;
-use crate::container::compile::CgroupMount;
 use crate::error::Step;
 use crate::flight::Flights;
 use crate::image::Images;
@@ -55,7 +54,6 @@ impl Node {
             layout,
             images,
             network,
-            cgroup_mount: cgroup_mount(&cgroups),
             cgroups,
             keeper,
             events: Events::default(),
@@ -139,12 +137,6 @@ fn network_config(config: &Config) -> network::Config {
         root: config.root.clone(),
         cni_cache_dir: None,
     }
-}
-
-/// How the host's hierarchies are shown inside containers.
-fn cgroup_mount(cgroups: &Cgroups) -> CgroupMount {
-    let v1 = cgroups.v1_hierarchies();
-    if v1.is_empty() { CgroupMount::Unified } else { CgroupMount::V1(v1) }
 }
 
 /// As configured, or the one beside this program.
