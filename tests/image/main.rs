@@ -5,6 +5,7 @@
 
 mod durability;
 mod forms;
+mod proxy;
 mod support;
 mod tls;
 mod umoci;

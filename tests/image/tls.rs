@@ -11,12 +11,12 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use crate::support::{Registry, Setup, open, open_with};
 
 /// An authority of the test's own, with a server's and a client's certificate.
-struct Authority {
+pub struct Authority {
     directory: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Self { directory };
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -24,9 +24,12 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         fs::write(authority.path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
         let issuer = Issuer::new(params, key);
-        for (name, host) in [("server", "127.0.0.1"), ("client", "node-7")] {
+        for (name, hosts) in [("server", vec!["127.0.0.1", crate::proxy::SECURE]), ("client", vec!["node-7"])]
+        {
             let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+            let params =
+                CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>())
+                    .unwrap();
             let certificate = params.signed_by(&key, &issuer).unwrap();
             fs::write(authority.path(&format!("{name}.pem")), certificate.pem()).unwrap();
             fs::write(authority.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
@@ -34,7 +37,7 @@ impl Authority {
         authority
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }
@@ -46,7 +49,7 @@ fn write_hosts(directory: &Path, registry: &Registry, text: &str) {
     fs::write(directory.join("hosts.toml"), text).unwrap();
 }
 
-fn push(registry: &Registry, arguments: &[&str]) {
+pub fn push(registry: &Registry, arguments: &[&str]) {
     let layer = registry.directory.path().join("layer");
     fs::create_dir_all(layer.join("etc")).unwrap();
     fs::write(layer.join("etc/motd"), vec![b'x'; 200_000]).unwrap();
