@@ -20,7 +20,7 @@ const HTTPS: &[&str] = &["https"];
 const HTTP_FIRST: &[&str] = &["http", "https"];
 const HTTPS_FIRST: &[&str] = &["https", "http"];
 
-/// What is set for all registries. Files are read anew for each pull, so that a change takes effect.
+/// What is set for all registries. A change of a file takes effect at the next pull.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Directories like containerd's `certs.d`, searched in this order.
@@ -100,9 +100,8 @@ impl Root {
 impl Settings {
     /// # Errors
     /// FAILED_PRECONDITION for a blocked registry; INVALID_ARGUMENT names a file that is wrong.
-    pub fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>> {
+    pub fn endpoints(&self, reference: &Reference, conf: &RegistriesConf) -> Result<Vec<Endpoint>> {
         let name = reference.name();
-        let conf = self.registries_conf()?;
         let rule = conf.rule(&name);
         if rule.is_some_and(|rule| rule.blocked) {
             return Err(Error::new(
@@ -119,15 +118,6 @@ impl Settings {
             return rule.places(&name, by_digest).into_iter().map(|place| self.place(place)).collect();
         }
         Ok(vec![self.own(reference, Tls::default())?])
-    }
-
-    /// What a name without a host may mean; empty where nothing is said about it.
-    pub fn full_names(&self, text: &str) -> Result<Vec<String>> {
-        Ok(self.registries_conf()?.full_names(text))
-    }
-
-    fn registries_conf(&self) -> Result<RegistriesConf> {
-        self.registries_conf.as_deref().map_or_else(|| Ok(RegistriesConf::default()), RegistriesConf::read)
     }
 
     fn by_hosts_toml(&self, reference: &Reference, hosts: hosts_toml::Hosts) -> Result<Vec<Endpoint>> {
@@ -213,13 +203,15 @@ fn root(host: &str, schemes: &'static [&'static str]) -> Result<Root> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::registries_conf::Files;
     use super::*;
 
     fn hosts(settings: &Settings, reference: &str) -> Vec<String> {
         let reference = Reference::parse(reference.as_bytes()).unwrap();
         let shown =
             |e: Endpoint| format!("{}/{}{}", e.root.host(), e.repository, if e.own { "" } else { "*" });
-        settings.endpoints(&reference).unwrap().into_iter().map(shown).collect()
+        let conf = Files::new(settings.registries_conf.clone()).read().unwrap();
+        settings.endpoints(&reference, &conf).unwrap().into_iter().map(shown).collect()
     }
 
     #[test]
@@ -228,7 +220,7 @@ mod tests {
         assert_eq!(hosts(&settings, "busybox"), ["registry-1.docker.io/library/busybox"]);
         let root = |name: &str| {
             let reference = Reference::parse(name.as_bytes()).unwrap();
-            settings.endpoints(&reference).unwrap().remove(0).root
+            settings.endpoints(&reference, &RegistriesConf::default()).unwrap().remove(0).root
         };
         assert!(matches!(root("a.lan/b"), Root::Known(url) if url.as_str() == "https://a.lan/v2/"));
         assert_eq!(root("plain.lan/b"), Root::Probe("plain.lan".into(), HTTPS_FIRST));
@@ -250,7 +242,8 @@ mod tests {
         assert_eq!(hosts(&settings, "a.lan/x/i"), ["m.lan/z/i*", "b.lan/y/i"]);
         assert_eq!(hosts(&settings, "a.lan/other"), ["a.lan/other"]);
         let blocked = Reference::parse(b"bad.lan/x").unwrap();
-        assert_eq!(settings.endpoints(&blocked).unwrap_err().kind, Kind::FailedPrecondition);
+        let conf = Files::new(settings.registries_conf.clone()).read().unwrap();
+        assert_eq!(settings.endpoints(&blocked, &conf).unwrap_err().kind, Kind::FailedPrecondition);
         // A hosts.toml of the registry's own comes first, and is read at once.
         std::fs::create_dir(directory.path().join("a.lan")).unwrap();
         let text = "[host.\"http://h.lan\"]\n[host.\"https://a.lan\"]\n";

@@ -43,6 +43,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Registries {
     settings: Arc<Settings>,
+    conf: Arc<registries_conf::Files>,
     resolver: dns::Resolver,
     tokens: Arc<auth::Tokens>,
     /// The root URL that answered, where the scheme had to be found out.
@@ -74,6 +75,7 @@ struct Ask<'a> {
 impl Registries {
     pub fn new(settings: Settings) -> Self {
         Self {
+            conf: Arc::new(registries_conf::Files::new(settings.registries_conf.clone())),
             settings: Arc::new(settings),
             resolver: dns::Resolver::default(),
             tokens: Arc::default(),
@@ -83,13 +85,13 @@ impl Registries {
 
     /// What a name without a registry's host may mean; empty where nothing is said about it.
     pub fn full_names(&self, text: &str) -> Result<Vec<String>> {
-        self.settings.full_names(text)
+        Ok(self.conf.read()?.full_names(text))
     }
 
     /// Reads what files say about the image's registry now.
     pub async fn session(&self, reference: &Reference, auth: &Auth) -> Result<Session> {
         let mut hosts = Vec::new();
-        for endpoint in self.settings.endpoints(reference)? {
+        for endpoint in self.settings.endpoints(reference, &*self.conf.read()?)? {
             let credential = self.credential(reference, auth, &endpoint).await?;
             let clients = Clients::new(&self.settings, &self.resolver, &endpoint);
             hosts.push(Host::new(endpoint, credential, clients));

@@ -2,10 +2,14 @@
 //! mirrors, other locations, blocked and insecure registries, aliases and the search of short names.
 //!
 //! Files of `FILE.d/*.conf` follow in the order of their names; a registry of theirs replaces the
-//! one with the same prefix.
+//! one with the same prefix. All are read again only after one of them has changed: each question about
+//! an image by a short name comes here.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
@@ -67,11 +71,72 @@ pub struct Place {
     pub own: bool,
 }
 
+/// A change this young may be followed by one that no stamp tells: file systems count time in ticks.
+const YOUNG: Duration = Duration::from_millis(100);
+
+/// The file and its drop-ins, as they were when they were read last.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// None: there is nothing to be read.
+    path: Option<PathBuf>,
+    last: Mutex<Option<(Vec<Stamp>, Arc<RegistriesConf>)>>,
+}
+
+/// What tells that a file or directory has changed, or come, or gone.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    /// Inode, size, and the times of the last change of content and of anything, in nanoseconds.
+    of_it: Option<(u64, u64, i128, i128)>,
+}
+
+impl Stamp {
+    fn of(path: PathBuf) -> Self {
+        let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let of_it = std::fs::metadata(&path).ok().map(|meta| {
+            let (mtime, ctime) =
+                (time(meta.mtime(), meta.mtime_nsec()), time(meta.ctime(), meta.ctime_nsec()));
+            (meta.ino(), meta.size(), mtime, ctime)
+        });
+        Self { path, of_it }
+    }
+
+    fn is_young(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = now.saturating_sub(YOUNG).as_nanos();
+        self.of_it.is_some_and(|(.., ctime)| ctime > i128::try_from(since).unwrap_or(i128::MAX))
+    }
+}
+
+impl Files {
+    pub fn new(path: Option<PathBuf>) -> Self {
+        Self { path, last: Mutex::default() }
+    }
+
+    /// What they say now. INVALID_ARGUMENT names the file that is wrong.
+    pub fn read(&self) -> Result<Arc<RegistriesConf>> {
+        let Some(path) = &self.path else { return Ok(Arc::default()) };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stamps, conf)) = &*last
+            && stamps.iter().all(|stamp| Stamp::of(stamp.path.clone()) == *stamp)
+        {
+            return Ok(Arc::clone(conf));
+        }
+        // Taken before reading: a change in between is found next time.
+        let mut stamps = vec![Stamp::of(directory_of(path)), Stamp::of(path.clone())];
+        let files = drop_ins(path)?;
+        stamps.extend(files.iter().cloned().map(Stamp::of));
+        let conf = Arc::new(RegistriesConf::read(path, files)?);
+        *last = (!stamps.iter().any(Stamp::is_young)).then(|| (stamps, Arc::clone(&conf)));
+        Ok(conf)
+    }
+}
+
 impl RegistriesConf {
     /// Reads the file and its drop-ins; none of them needs to be there.
-    pub fn read(path: &Path) -> Result<Self> {
+    fn read(path: &Path, drop_ins: Vec<PathBuf>) -> Result<Self> {
         let mut conf = Self::default();
-        for path in std::iter::once(path.to_owned()).chain(drop_ins(path)?) {
+        for path in std::iter::once(path.to_owned()).chain(drop_ins) {
             match std::fs::read_to_string(&path) {
                 Ok(text) => conf.merge(parse(&text).map_err(|e| e.during(path.display()))?),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -170,9 +235,14 @@ pub fn parse(text: &str) -> Result<RegistriesConf> {
     Ok(conf)
 }
 
-fn drop_ins(path: &Path) -> Result<Vec<PathBuf>> {
+fn directory_of(path: &Path) -> PathBuf {
     let mut directory = path.as_os_str().to_owned();
     directory.push(".d");
+    directory.into()
+}
+
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>> {
+    let directory = directory_of(path);
     let Ok(entries) = std::fs::read_dir(&directory) else { return Ok(Vec::new()) };
     let mut files = Vec::new();
     for entry in entries {
@@ -244,17 +314,49 @@ mod tests {
     fn drop_ins_replace_by_prefix() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("registries.conf");
-        assert_eq!(RegistriesConf::read(&path).unwrap(), RegistriesConf::default());
+        let files = Files::new(Some(path.clone()));
+        assert_eq!(*files.read().unwrap(), RegistriesConf::default());
         std::fs::write(&path, CONF).unwrap();
         std::fs::create_dir(root.path().join("registries.conf.d")).unwrap();
         let drop_in = "[[registry]]\nprefix = \"docker.io/library\"\nlocation = \"other.lan\"\n";
         std::fs::write(root.path().join("registries.conf.d/10.conf"), drop_in).unwrap();
-        let conf = RegistriesConf::read(&path).unwrap();
+        let conf = files.read().unwrap();
         let name = "docker.io/library/x";
         assert_eq!(conf.rule(name).unwrap().places(name, false)[0].name, "other.lan/x");
         assert_eq!(conf.full_names("x").len(), 2);
         std::fs::write(root.path().join("registries.conf.d/20.conf"), "[registries.search]").unwrap();
-        assert!(RegistriesConf::read(&path).unwrap_err().message.contains("20.conf: this is version 1"));
+        assert!(files.read().unwrap_err().message.contains("20.conf: this is version 1"));
+    }
+
+    #[test]
+    fn files_are_read_again_after_each_change_and_only_then() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("registries.conf");
+        let drop_in = root.path().join("registries.conf.d/10.conf");
+        let search = |host: &str| format!("unqualified-search-registries = [\"{host}\"]\n");
+        let files = Files::new(Some(path.clone()));
+        let names = || files.read().unwrap().full_names("x");
+        std::fs::create_dir(drop_in.parent().unwrap()).unwrap();
+        std::fs::write(&path, search("a.lan")).unwrap();
+        assert_eq!(names(), ["a.lan/x"]);
+        // As long and, perhaps, in the same tick.
+        std::fs::write(&path, search("b.lan")).unwrap();
+        assert_eq!(names(), ["b.lan/x"]);
+        std::thread::sleep(2 * YOUNG);
+        let first = files.read().unwrap();
+        assert!(Arc::ptr_eq(&first, &files.read().unwrap()), "nothing has changed");
+        std::fs::write(&drop_in, search("c.lan")).unwrap();
+        assert_eq!(names(), ["c.lan/x"]);
+        std::thread::sleep(2 * YOUNG);
+        drop((names(), names()));
+        std::fs::write(&drop_in, search("d.lan")).unwrap();
+        assert_eq!(names(), ["d.lan/x"]);
+        std::thread::sleep(2 * YOUNG);
+        drop((names(), names()));
+        std::fs::remove_file(&drop_in).unwrap();
+        assert_eq!(names(), ["b.lan/x"]);
+        std::fs::remove_file(&path).unwrap();
+        assert!(names().is_empty());
     }
 
     #[test]
