@@ -129,3 +129,54 @@ async fn a_missing_layer_costs_its_images_and_not_the_start() {
     eventually(|| images.usage() == usage).await;
     assert!(images.check(false).await.unwrap().faults.is_empty());
 }
+
+/// Attributes are compared as well, but of a layer whose manifest is from before they were noted.
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_that_differ_are_named() {
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut builder = tar::Builder::new(Vec::new());
+    for name in ["capable", "other", "plain", "same", "dir/.wh..wh..opq"] {
+        if name != "plain" && !name.starts_with("dir") {
+            let records: [(&str, &[u8]); 2] = [
+                ("SCHILY.xattr.security.capability", &capability),
+                ("SCHILY.xattr.trusted.kind", b"of test"),
+            ];
+            builder.append_pax_extensions(records).unwrap();
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o755);
+        builder.append_data(&mut header, name, std::io::empty()).unwrap();
+    }
+    let plain = builder.into_inner().unwrap();
+    let fake = Fake::plain().await;
+    fake.put_image("a/b", "v1", &[(super::fake::gzip(&plain), plain)]);
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path()).await;
+    let (_, layers) = pulled(&images, &fake).await;
+    assert_eq!(images.check(false).await.unwrap().faults, []);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::removexattr(layers[0].join("capable"), "security.capability").unwrap();
+    rustix::fs::setxattr(layers[0].join("other"), "trusted.kind", b"of other", flags).unwrap();
+    rustix::fs::setxattr(layers[0].join("plain"), "trusted.new", b"", flags).unwrap();
+    rustix::fs::removexattr(layers[0].join("dir"), "trusted.overlay.opaque").unwrap();
+    let report = images.check(false).await.unwrap();
+    let [fault] = &report.faults[..] else { panic!("{report:?}") };
+    let mut found = fault.found.clone();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "\"capable\" has no attribute security.capability",
+            "\"dir\" has no attribute trusted.overlay.opaque",
+            "\"other\" has another attribute trusted.kind",
+            "\"plain\" has the foreign attribute trusted.new",
+        ]
+    );
+    let manifest = layers[0].parent().unwrap().join("manifest");
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    let version = b"podwright layer ".len();
+    assert_eq!(std::mem::replace(&mut bytes[version], b'1'), b'2');
+    std::fs::write(&manifest, bytes).unwrap();
+    assert_eq!(images.check(false).await.unwrap().faults, []);
+}

@@ -5,6 +5,7 @@
 //! "whiteouts and opaque directories").
 
 pub mod archive;
+mod attributes;
 mod header;
 mod pax;
 mod record;

@@ -2,11 +2,12 @@
 //! a check can tell later what is missing, foreign, torn or changed.
 //!
 //! ```text
-//! "podwright layer 1\n", then records: length (u32, little-endian), Record in postcard's encoding
+//! "podwright layer 2\n", then records: length (u32, little-endian), Record in postcard's encoding
 //! ```
 //!
 //! The records are a log: a later one of the same path wins, and [`Record::Removed`] takes back
-//! all that lies below its path. The last one says how many came before it.
+//! all that lies below its path. The last one says how many came before it. Version 1 was the same
+//! without [`Record::Attributes`]: of its layers nobody knows which attributes they should have.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,9 +16,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-const MAGIC: &[u8] = b"podwright layer 1\n";
-/// A path and a link have at most 4 KiB each.
-const MAX_RECORD: u32 = 64 << 10;
+use super::attributes::Attributes;
+
+const MAGIC: &[u8] = b"podwright layer 2\n";
+const MAGIC_1: &[u8] = b"podwright layer 1\n";
+/// A path and a link have at most 4 KiB each, the names of a file's attributes 64 KiB together.
+const MAX_RECORD: u32 = 1 << 20;
 
 /// One entry of a layer's directory. Paths are relative to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +64,20 @@ pub enum Record {
     End {
         records: u64,
     },
+    /// All that the file has; one without this record has none. It comes after the entry's own record, and
+    /// a later one of those does not take it back.
+    Attributes {
+        path: Vec<u8>,
+        attributes: Attributes,
+    },
+}
+
+/// What a layer should have, by path.
+#[derive(Debug, Default)]
+pub struct Manifest {
+    pub entries: BTreeMap<Vec<u8>, Record>,
+    /// None: it does not say.
+    pub attributes: Option<BTreeMap<Vec<u8>, Attributes>>,
 }
 
 /// What `stat` says, but times: overlay may update those of directories.
@@ -80,6 +98,7 @@ impl Record {
             | Self::Symlink { path, .. }
             | Self::Node { path, .. }
             | Self::HardLink { path, .. }
+            | Self::Attributes { path, .. }
             | Self::Removed { path } => path,
             Self::End { .. } => b"",
         }
@@ -94,6 +113,7 @@ impl Record {
         | Self::Symlink { path, .. }
         | Self::Node { path, .. }
         | Self::HardLink { path, .. }
+        | Self::Attributes { path, .. }
         | Self::Removed { path } = &mut record
         {
             *path = name.to_vec();
@@ -135,16 +155,19 @@ impl Log {
     }
 }
 
-/// The entries that a log ends up with, by path. InvalidData for one that is torn or changed.
-pub fn read(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Record>> {
+/// What a log ends up with. InvalidData for one that is torn or changed.
+pub fn read(path: &Path) -> io::Result<Manifest> {
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "the layer's manifest is torn or changed");
     let mut input = BufReader::new(File::open(path)?);
     let mut magic = [0; MAGIC.len()];
     input.read_exact(&mut magic).map_err(|_| broken())?;
-    if magic != MAGIC {
-        return Err(broken());
-    }
+    let has_attributes = match &magic[..] {
+        MAGIC => true,
+        MAGIC_1 => false,
+        _ => return Err(broken()),
+    };
     let mut entries: BTreeMap<Vec<u8>, Record> = BTreeMap::new();
+    let mut attributes: BTreeMap<Vec<u8>, Attributes> = BTreeMap::new();
     let mut count = 0;
     loop {
         let mut len = [0; 4];
@@ -156,7 +179,9 @@ pub fn read(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Record>> {
         let mut bytes = vec![0; len as usize];
         input.read_exact(&mut bytes).map_err(|_| broken())?;
         match postcard::from_bytes(&bytes).map_err(|_| broken())? {
-            Record::End { records } if records == count => return Ok(entries),
+            Record::End { records } if records == count => {
+                return Ok(Manifest { entries, attributes: has_attributes.then_some(attributes) });
+            }
             Record::End { .. } => return Err(broken()),
             Record::Removed { path } => {
                 let below = [&path[..], b"/"].concat();
@@ -165,10 +190,16 @@ pub fn read(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Record>> {
                     .map(|(path, _)| path.clone())
                     .take_while(|path| path.starts_with(&below))
                     .collect();
-                doomed.iter().chain([&path]).for_each(|path| drop(entries.remove(path)));
+                for path in doomed.iter().chain([&path]) {
+                    (entries.remove(path), attributes.remove(path));
+                }
             }
+            Record::Attributes { path, attributes: of_it } => drop(attributes.insert(path, of_it)),
             Record::HardLink { path, to } => {
                 let record = entries.get(&to).ok_or_else(broken)?.at(&path);
+                if let Some(of_it) = attributes.get(&to).cloned() {
+                    attributes.insert(path.clone(), of_it);
+                }
                 entries.insert(path, record);
             }
             record => drop(entries.insert(record.path().to_vec(), record)),
@@ -208,9 +239,25 @@ mod tests {
             file("a", 2),
             file("x", 3),
         ]);
-        let entries = read(&path).unwrap();
+        let entries = read(&path).unwrap().entries;
         let found: Vec<_> = entries.values().cloned().collect();
         assert_eq!(found, [file("a", 2), file("ab", 1), file("x", 3)]);
+    }
+
+    #[test]
+    fn attributes_go_with_their_file_and_the_first_version_has_none() {
+        let attributes = Attributes::from([(b"user.a".to_vec(), 1)]);
+        let of = |path: &str| Record::Attributes { path: path.into(), attributes: attributes.clone() };
+        let link = Record::HardLink { path: b"z".to_vec(), to: b"a/b".to_vec() };
+        let removed = Record::Removed { path: b"a".to_vec() };
+        let (_keep, path) = written(&[file("a/b", 1), of("a/b"), link, removed, file("a", 1)]);
+        let manifest = read(&path).unwrap();
+        assert_eq!(manifest.attributes.unwrap(), BTreeMap::from([(b"z".to_vec(), attributes.clone())]));
+        let mut old = std::fs::read(written(&[file("a", 1)]).0.path().join("manifest")).unwrap();
+        old[..MAGIC_1.len()].copy_from_slice(MAGIC_1);
+        std::fs::write(&path, old).unwrap();
+        let manifest = read(&path).unwrap();
+        assert_eq!((manifest.entries.len(), manifest.attributes), (1, None));
     }
 
     #[test]

@@ -16,9 +16,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::Applied;
 use super::archive::Entry;
 use super::record::{Log, Meta, Record};
+use super::{Applied, attributes};
 use crate::image::Usage;
 
 /// Parent directories kept open: archives are written directory by directory.
@@ -37,6 +37,8 @@ pub struct Tree {
     log: Log,
     /// Directories that the archive has no entry for.
     implied: BTreeSet<Vec<u8>>,
+    /// A directory has a default access control list: files have attributes that no entry speaks of.
+    inherits: bool,
     /// Set at the end, since making entries in a directory changes its own.
     directory_times: HashMap<Vec<u8>, (i64, u32)>,
     pub usage: Usage,
@@ -77,9 +79,16 @@ impl Tree {
     pub fn new(root: OwnedFd, log: Log) -> io::Result<Self> {
         let usage = Usage { bytes: BLOCK, inodes: 1 };
         let host_path = path_of(&root)?;
+        let inherits = !attributes::read(root.as_fd(), b".")?.is_empty();
         let root = Rc::new(Directory { fd: root, path: Vec::new() });
         let (parents, directory_times) = (VecDeque::new(), HashMap::new());
-        Ok(Self { root, host_path, parents, log, implied: BTreeSet::new(), directory_times, usage })
+        let implied = BTreeSet::new();
+        let mut tree = Self { root, host_path, parents, log, implied, inherits, directory_times, usage };
+        if inherits {
+            let root = Rc::clone(&tree.root);
+            tree.note_attributes(root.fd.as_fd(), b".", Vec::new())?;
+        }
+        Ok(tree)
     }
 
     /// The place of `path` (clean: no empty, `.` or `..` component; not empty), its parents made
@@ -120,6 +129,7 @@ impl Tree {
         let checksum = entry.sparse.is_none().then_some(checksum);
         let meta = meta(entry, FileType::RegularFile);
         self.log.add(&Record::File { path: place.path(), meta, size: entry.size, checksum })?;
+        self.note_any_attributes(place, entry)?;
         let times = timestamps(entry.mtime);
         Ok(rustix::fs::futimens(file, &times)?)
     }
@@ -131,7 +141,8 @@ impl Tree {
         set_metadata(fd.as_fd(), entry)?;
         self.directory_times.insert(place.path(), entry.mtime);
         self.implied.remove(&place.path());
-        self.log.add(&Record::Directory { path: place.path(), meta: meta(entry, FileType::Directory) })
+        self.log.add(&Record::Directory { path: place.path(), meta: meta(entry, FileType::Directory) })?;
+        self.note_any_attributes(place, entry)
     }
 
     /// The metadata of the tree's root: the archive's entry `./`.
@@ -139,7 +150,9 @@ impl Tree {
         let fd = rustix::fs::openat(&self.root.fd, ".", DIRECTORY, Mode::empty())?;
         set_metadata(fd.as_fd(), entry)?;
         self.directory_times.insert(Vec::new(), entry.mtime);
-        self.log.add(&Record::Directory { path: Vec::new(), meta: meta(entry, FileType::Directory) })
+        self.log.add(&Record::Directory { path: Vec::new(), meta: meta(entry, FileType::Directory) })?;
+        let place = Place { parent: Rc::clone(&self.root), name: b"" };
+        self.note_any_attributes(&place, entry)
     }
 
     pub fn symlink(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
@@ -147,7 +160,8 @@ impl Tree {
         self.usage.inodes += 1;
         set_metadata_at(place, entry, false)?;
         let meta = Meta { mode: FileType::Symlink.as_raw_mode() | 0o777, ..meta(entry, FileType::Symlink) };
-        self.log.add(&Record::Symlink { path: place.path(), meta, target: entry.link.clone() })
+        self.log.add(&Record::Symlink { path: place.path(), meta, target: entry.link.clone() })?;
+        self.note_any_attributes(place, entry)
     }
 
     /// Makes a device or a FIFO.
@@ -157,7 +171,8 @@ impl Tree {
         self.make(place, |p| rustix::fs::mknodat(p.fd(), p.name, kind, mode, device))?;
         self.usage.inodes += 1;
         set_metadata_at(place, entry, true)?;
-        self.log.add(&Record::Node { path: place.path(), meta: meta(entry, kind), device })
+        self.log.add(&Record::Node { path: place.path(), meta: meta(entry, kind), device })?;
+        self.note_any_attributes(place, entry)
     }
 
     pub fn hard_link(&mut self, target: &Place<'_>, place: &Place<'_>) -> io::Result<()> {
@@ -191,7 +206,8 @@ impl Tree {
     pub fn opaque(&mut self, path: &[u8]) -> io::Result<()> {
         let directory = self.directory(path, true)?;
         let fd = rustix::fs::openat(&directory.fd, ".", DIRECTORY, Mode::empty())?;
-        Ok(rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?)
+        rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?;
+        self.note_attributes(directory.fd.as_fd(), b".", directory.path.clone())
     }
 
     /// Gives the directories their times.
@@ -264,6 +280,9 @@ impl Tree {
             rustix::fs::chmodat(place.fd(), place.name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
             self.implied.insert(place.path());
             self.log.add(&Record::Implied { path: place.path() })?;
+            if self.inherits {
+                self.note_attributes(place.fd().as_fd(), place.name, place.path())?;
+            }
         }
         Ok(())
     }
@@ -280,8 +299,24 @@ impl Tree {
         if there.as_ref().is_some_and(is_whiteout) {
             let fd = rustix::fs::openat(place.fd(), place.name, DIRECTORY, Mode::empty())?;
             rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())?;
+            self.note_attributes(fd.as_fd(), b".", place.path())?;
         }
         Ok(())
+    }
+
+    /// Notes what the entry's file has, where it may have something.
+    fn note_any_attributes(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
+        self.inherits |= kept_xattrs(entry).any(|(name, _)| name == b"system.posix_acl_default");
+        if !self.inherits && kept_xattrs(entry).next().is_none() {
+            return Ok(());
+        }
+        let name = if place.name.is_empty() { b"." } else { place.name };
+        self.note_attributes(place.fd().as_fd(), name, place.path())
+    }
+
+    fn note_attributes(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> io::Result<()> {
+        let attributes = attributes::read(parent, name)?;
+        self.log.add(&Record::Attributes { path, attributes })
     }
 
     /// Runs `make`; what an earlier entry put there gives way.

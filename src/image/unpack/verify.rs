@@ -8,18 +8,19 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
+use super::attributes::{self, Attributes};
 use super::record::{self, Meta, Record};
 use super::tree;
 
 /// What differs, in words that begin with the path; at most `limit` of them. An error is one of
 /// reading the manifest (InvalidData: torn), or of the disk.
 pub fn verify(root: &Path, manifest: &Path, limit: usize) -> io::Result<Vec<String>> {
-    let mut walk = Walk { expected: record::read(manifest)?, found: Vec::new(), limit };
+    let record::Manifest { entries: expected, attributes } = record::read(manifest)?;
+    let mut walk = Walk { expected, attributes, found: Vec::new(), limit };
     let fd = tree::open_root(root)?;
-    if let Some(record) = walk.expected.remove(&b""[..]) {
-        let stat = rustix::fs::fstat(&fd)?;
-        walk.compare(fd.as_fd(), b".", &record, &stat)?;
-    }
+    let stat = rustix::fs::fstat(&fd)?;
+    let record = walk.expected.remove(&b""[..]).unwrap_or(Record::Implied { path: Vec::new() });
+    walk.compare(fd.as_fd(), b".", &record, &stat)?;
     walk.directory(fd.as_fd(), b"")?;
     let missing: Vec<_> = walk.expected.keys().map(|path| shown(path) + " is missing").collect();
     walk.found.extend(missing);
@@ -30,6 +31,7 @@ pub fn verify(root: &Path, manifest: &Path, limit: usize) -> io::Result<Vec<Stri
 struct Walk {
     /// What was not found yet.
     expected: BTreeMap<Vec<u8>, Record>,
+    attributes: Option<BTreeMap<Vec<u8>, Attributes>>,
     found: Vec<String>,
     limit: usize,
 }
@@ -92,7 +94,21 @@ impl Walk {
             },
             Record::Node { meta, device, .. } => meta_differs(meta, stat)
                 .or_else(|| (stat.st_rdev != *device).then(|| "is another device".to_owned())),
-            Record::HardLink { .. } | Record::Removed { .. } | Record::End { .. } => None,
+            Record::HardLink { .. }
+            | Record::Attributes { .. }
+            | Record::Removed { .. }
+            | Record::End { .. } => None,
+        };
+        let wrong = match (wrong, &self.attributes) {
+            (None, Some(attributes)) => {
+                let mut found = attributes::read(parent, name)?;
+                // It got the mode of the one below it, which is a part of such a list.
+                if matches!(record, Record::Implied { .. }) {
+                    found.retain(|name, _| name != b"system.posix_acl_access");
+                }
+                attributes::differ(attributes.get(record.path()).unwrap_or(&Attributes::new()), &found)
+            }
+            (wrong, _) => wrong,
         };
         if let Some(wrong) = wrong {
             let path = if record.path().is_empty() { b"/" } else { record.path() };
