@@ -8,9 +8,7 @@
 //! Both arrows are bounded: memory does not depend on the layer's size. Nothing is in the store
 //! before both digests are right.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -26,7 +24,7 @@ use super::manifest::Descriptor;
 use super::registry::{Served, Session};
 use super::store::{Staging, Store};
 use super::unpack::{self, Applied, Limits};
-use crate::error::{Kind, Step};
+use crate::error::Kind;
 use crate::{Error, Result};
 
 /// Chunks from the network that may wait.
@@ -37,48 +35,48 @@ const BLOCK: usize = 128 << 10;
 /// Bytes that one entry of an archive may cost besides its data: headers, long names, padding.
 const ENTRY: u64 = 8 << 10;
 
-/// Where a layer comes from.
-pub enum Source<'a> {
-    /// A registry; the number counts the bytes that came in.
-    Registry(&'a Session, &'a AtomicU64),
-    /// A file of an archive, and the archive's name for messages.
-    File(PathBuf, &'a str),
+/// Bytes that [`looks_like_one`] looks at.
+pub const HEAD: usize = 512;
+
+/// A layer in a directory that nothing refers to yet. Dropped, it is deleted.
+pub struct Unpacked {
+    staging: Staging,
+    applied: Applied,
+    pub diff_id: Digest,
 }
 
-/// Fetches, unpacks and verifies the layer, and stages it in the store.
+impl Unpacked {
+    /// Gives it to the store: pulls can use it, and the next commit makes it durable.
+    pub async fn stage(self, store: &Arc<Store>) -> Result<()> {
+        let store = Arc::clone(store);
+        let staged =
+            tokio::task::spawn_blocking(move || store.staged(self.staging, self.diff_id, self.applied)).await;
+        staged.unwrap_or_else(|e| Err(Error::internal(format!("staging a layer ended: {e}"))))
+    }
+}
+
+/// Fetches, unpacks and verifies the layer, and stages it in the store. `fetched` counts the bytes that
+/// came in.
 pub async fn fetch(
-    from: Source<'_>,
+    (session, fetched): (&Session, &AtomicU64),
     layer: &Descriptor,
     diff_id: Digest,
     store: Arc<Store>,
     limits: Limits,
 ) -> Result<()> {
-    let (staging, applied) = match from {
-        Source::Registry(session, fetched) => {
-            let failed = |e| session.failed(&format!("blob {}", layer.digest), e);
-            layer.check_layer().map_err(failed)?;
-            let mut served = Served::default();
-            loop {
-                let unpacked = download(session, fetched, layer, diff_id, &store, limits, &mut served).await;
-                match unpacked {
-                    Ok(unpacked) => break unpacked,
-                    Err(Failed { error, anothers_may_do }) => {
-                        if !anothers_may_do || !session.distrust(&mut served) {
-                            return Err(error);
-                        }
-                        tracing::warn!(%error, "a registry's host gave wrong bytes: asking the next one");
-                    }
+    layer.check_layer().map_err(|e| session.failed(&format!("blob {}", layer.digest), e))?;
+    let mut served = Served::default();
+    loop {
+        match download(session, fetched, layer, diff_id, &store, limits, &mut served).await {
+            Ok(unpacked) => return unpacked.stage(&store).await,
+            Err(Failed { error, anothers_may_do }) => {
+                if !anothers_may_do || !session.distrust(&mut served) {
+                    return Err(error);
                 }
+                tracing::warn!(%error, "a registry's host gave wrong bytes: asking the next one");
             }
         }
-        Source::File(path, archive) => {
-            let failed = |e: Error| e.during(format!("{archive}, layer {diff_id}"));
-            let file = File::open(&path).step(|| format!("opening {}", path.display())).map_err(failed)?;
-            unpack_apart(Input::File(file), diff_id, &store, limits).await.map_err(failed)?
-        }
-    };
-    let staged = tokio::task::spawn_blocking(move || store.staged(staging, diff_id, applied)).await;
-    staged.unwrap_or_else(|e| Err(Error::internal(format!("staging a layer ended: {e}"))))
+    }
 }
 
 struct Failed {
@@ -96,7 +94,7 @@ async fn download(
     store: &Arc<Store>,
     limits: Limits,
     served: &mut Served,
-) -> std::result::Result<(Staging, Applied), Failed> {
+) -> std::result::Result<Unpacked, Failed> {
     let (sink, source) = mpsc::channel(CHUNKS);
     let fetching = async {
         let fetching = session.blob((layer.digest, layer.size), &sink, fetched, served).await;
@@ -107,7 +105,7 @@ async fn download(
         drop(sink);
         fetching
     };
-    let unpacking = unpack_apart(Input::Channel(source), diff_id, store, limits);
+    let unpacking = unpack_apart(source, diff_id, store, limits);
     let (fetching, unpacked) = tokio::join!(fetching, unpacking);
     let verified = match fetching {
         Ok(verified) => verified,
@@ -124,25 +122,45 @@ async fn download(
 }
 
 async fn unpack_apart(
-    source: Input,
+    source: mpsc::Receiver<Result<Bytes>>,
     diff_id: Digest,
     store: &Arc<Store>,
     limits: Limits,
-) -> Result<(Staging, Applied)> {
+) -> Result<Unpacked> {
     let store = Arc::clone(store);
-    let unpacked = tokio::task::spawn_blocking(move || unpack(source, diff_id, &store, limits)).await;
-    unpacked.unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))))
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let unpacked = unpack_from(Input::Channel(source), &store, limits)?;
+        match unpacked.diff_id {
+            found if found == diff_id => Ok(unpacked),
+            found => {
+                let text = format!("its diff ID is {found}, but the image's config says {diff_id}");
+                Err(Error::wrong_bytes(text))
+            }
+        }
+    });
+    unpacking.await.unwrap_or_else(|e| Err(Error::internal(format!("unpacking ended: {e}"))))
 }
 
-/// What is unpacked has the right diff ID; whether its compressed form had the right digest is for
-/// those to say who sent it.
-fn unpack(source: Input, diff_id: Digest, store: &Store, limits: Limits) -> Result<(Staging, Applied)> {
+/// Unpacks what `source` reads. Blocking.
+pub fn unpack(source: Box<dyn Read + Send + '_>, store: &Store, limits: Limits) -> Result<Unpacked> {
+    unpack_from(Input::Reader(source), store, limits)
+}
+
+/// Whether a file that begins with `head` may be a layer: compressed, an archive, or nothing but the end of
+/// one.
+pub fn looks_like_one(head: &[u8]) -> bool {
+    let archive = |block: &[u8; HEAD]| unpack::archive::is_header(block) || block.iter().all(|b| *b == 0);
+    Form::of(head) != Form::Plain || head.first_chunk().is_some_and(archive)
+}
+
+/// Whether the compressed form had the right digest is for those to say who sent it.
+fn unpack_from(source: Input<'_>, store: &Store, limits: Limits) -> Result<Unpacked> {
     let staging = store.stage()?;
     let (full, blocks) = sync_channel(BLOCKS);
     let (empty, spare) = sync_channel(BLOCKS + 2);
     // Headers of entries count, and what follows an archive's end.
     let most = limits.bytes.saturating_add(limits.entries.saturating_mul(ENTRY));
-    let (applied, found) = thread::scope(|scope| {
+    let (applied, diff_id) = thread::scope(|scope| {
         let blocks_to = Blocks { full, spare, inflated: 0, most };
         let inflating = thread::Builder::new()
             .name("inflate".into())
@@ -158,27 +176,41 @@ fn unpack(source: Input, diff_id: Digest, store: &Store, limits: Limits) -> Resu
         inflated?;
         Ok::<_, Error>((applied, found))
     })?;
-    if found != diff_id {
-        return Err(Error::wrong_bytes(format!(
-            "its diff ID is {found}, but the image's config says {diff_id}"
-        )));
-    }
-    Ok((staging, applied))
+    Ok(Unpacked { staging, applied, diff_id })
 }
 
 /// Where compressed bytes come from.
-enum Input {
+enum Input<'a> {
     Channel(mpsc::Receiver<Result<Bytes>>),
-    File(File),
+    Reader(Box<dyn Read + Send + 'a>),
+}
+
+/// What a layer is compressed with, as its first bytes tell: media types are known to lie.
+#[derive(PartialEq, Eq)]
+enum Form {
+    Gzip,
+    Zstd,
+    Plain,
+}
+
+impl Form {
+    fn of(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // Also frames that are to be skipped, which chunked zstd begins with.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::Plain,
+        }
+    }
 }
 
 /// The compressed bytes as they come in.
-struct Download {
-    source: Input,
+struct Download<'a> {
+    source: Input<'a>,
     chunk: Bytes,
 }
 
-impl Download {
+impl Download<'_> {
     /// Joins the first chunks until there are `len` bytes to look at, or all.
     fn peek(&mut self, len: usize) -> io::Result<&[u8]> {
         self.fill_buf()?;
@@ -192,9 +224,9 @@ impl Download {
     fn receive(&mut self) -> io::Result<Option<Bytes>> {
         Ok(match &mut self.source {
             Input::Channel(source) => source.blocking_recv().transpose().map_err(io::Error::other)?,
-            Input::File(file) => {
+            Input::Reader(reader) => {
                 let mut chunk = vec![0; BLOCK];
-                let len = file.read(&mut chunk)?;
+                let len = reader.read(&mut chunk)?;
                 chunk.truncate(len);
                 (len > 0).then(|| chunk.into())
             }
@@ -202,7 +234,7 @@ impl Download {
     }
 }
 
-impl BufRead for Download {
+impl BufRead for Download<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunk.is_empty() {
             match self.receive()? {
@@ -218,7 +250,7 @@ impl BufRead for Download {
     }
 }
 
-impl Read for Download {
+impl Read for Download<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.fill_buf()?.read(buffer)?;
         self.consume(len);
@@ -252,23 +284,18 @@ impl Blocks {
     }
 }
 
-/// Reads all the compressed bytes. What a layer is compressed with is told by its first bytes:
-/// media types are known to lie.
-fn inflate(mut download: Download, mut blocks: Blocks) -> Result<()> {
+/// Reads all the compressed bytes.
+fn inflate(mut download: Download<'_>, mut blocks: Blocks) -> Result<()> {
     let inflated = inflate_into(&mut download, &mut blocks);
     let drained = inflated.and_then(|()| io::copy(&mut download, &mut io::sink()).map(drop));
     drained.map_err(|error| pass_on(error, &blocks.full))
 }
 
-fn inflate_into(download: &mut Download, blocks: &mut Blocks) -> io::Result<()> {
-    let magic: Vec<u8> = download.peek(4)?.iter().take(4).copied().collect();
-    match magic.as_slice() {
-        [0x1f, 0x8b, ..] => inflate::gunzip(download, BLOCK, |block| blocks.put(block)),
-        // Also frames that are to be skipped, which chunked zstd begins with.
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            copy(zstd::stream::read::Decoder::with_buffer(download)?, blocks)
-        }
-        _ => copy(download, blocks),
+fn inflate_into(download: &mut Download<'_>, blocks: &mut Blocks) -> io::Result<()> {
+    match Form::of(download.peek(4)?) {
+        Form::Gzip => inflate::gunzip(download, BLOCK, |block| blocks.put(block)),
+        Form::Zstd => copy(zstd::stream::read::Decoder::with_buffer(download)?, blocks),
+        Form::Plain => copy(download, blocks),
     }
 }
 
@@ -299,8 +326,8 @@ fn fill(reader: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
 fn pass_on(error: io::Error, full: &SyncSender<io::Result<Block>>) -> Error {
     let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned();
     let error = ours.unwrap_or_else(|| match error.raw_os_error() {
-        // Of a file: what comes from a registry fails in words of our own.
-        Some(_) => Error::io("reading the compressed layer", error),
+        // What comes from a registry fails in words of our own.
+        Some(_) => Error::io("reading the layer", error),
         None => Error::invalid(format!("decompressing the layer: {error}")),
     });
     let _ = full.send(Err(io::Error::other(error.clone())));

@@ -118,6 +118,7 @@ impl Images {
         let root = config.root.clone();
         let (store, leftovers) = blocking(move || {
             let store = Store::open(&root)?;
+            store.withdraw_missing()?;
             let leftovers = store.leftovers()?;
             Ok((Arc::new(store), leftovers))
         })

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Auth;
 use super::digest::Digest;
-use super::layer::{self, Source};
+use super::layer;
 use super::manifest::{self, Descriptor, Manifest, Platform};
 use super::progress::{Progress, PullStatus, Watched};
 use super::reference::{Reference, Version};
@@ -286,8 +286,7 @@ impl Puller {
             return Ok(());
         }
         let fetching = self.progress.fetching(diff_id);
-        let from = Source::Registry(&session, &fetching.bytes);
-        layer::fetch(from, &layer, diff_id, Arc::clone(&self.store), self.limits).await
+        layer::fetch((&session, &fetching.bytes), &layer, diff_id, Arc::clone(&self.store), self.limits).await
     }
 }
 

@@ -1,4 +1,5 @@
-//! A directory as a tar stream (ustar), for OCI layouts: files alone, read piece by piece.
+//! A directory as a tar stream (ustar), for OCI layouts: files alone, read piece by piece. The short
+//! ones come first, so that who reads it knows which layers are wanted before the first one comes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,8 +25,10 @@ impl Directory {
     pub(super) fn open(root: &Path) -> Result<Self> {
         let mut files = Vec::new();
         list(root, root, &mut files)?;
-        files.sort();
-        files.reverse();
+        files.sort_by_cached_key(|(name, path)| {
+            let size = path.metadata().map_or(0, |meta| meta.len());
+            std::cmp::Reverse((size, name.clone()))
+        });
         Ok(Self { files, now: Box::new(io::empty()), ended: false })
     }
 
@@ -117,6 +120,6 @@ mod tests {
         let listed =
             std::process::Command::new("tar").arg("-tf").arg(root.path().join("a.tar")).output().unwrap();
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
-        assert_eq!(listed.stdout, b"blobs/sha256/ab\nempty\noci-layout\n");
+        assert_eq!(listed.stdout, b"empty\noci-layout\nblobs/sha256/ab\n");
     }
 }

@@ -120,7 +120,7 @@ impl Store {
     }
 
     /// Deletes what an interrupted pull or removal left. Blocking, perhaps for long; call it once,
-    /// with the numbers that [`Self::leftovers`] found before the first pull.
+    /// with what [`Self::leftovers`] found before the first pull.
     pub fn delete_leftovers(&self, leftovers: Vec<PathBuf>) {
         for path in leftovers {
             tracing::info!(path = %path.display(), "deleting what an interrupted pull or removal left");
@@ -129,9 +129,9 @@ impl Store {
         self.sweep_logged();
     }
 
-    /// Directories that nothing refers to. A layer whose directory is not there is withdrawn with its
-    /// images: they are pulled anew, and the others are served.
-    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+    /// A layer whose directory is not there is withdrawn with its images: they are pulled anew, and the
+    /// others are served.
+    pub fn withdraw_missing(&self) -> Result<()> {
         let indexed = self.catalog().indexed_layers();
         for (diff_id, number) in indexed {
             let path = self.layer_path(number);
@@ -150,6 +150,11 @@ impl Store {
                 Ok(_) => {}
             }
         }
+        Ok(())
+    }
+
+    /// Directories that nothing refers to.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
         let known = self.catalog().layer_numbers();
         let (staging, layers) = (self.root.join("staging"), self.root.join("layers"));
         let mut leftovers: Vec<_> =
@@ -268,11 +273,6 @@ impl Store {
         let stat = rustix::fs::statvfs(&self.root);
         let stat = stat.step(|| format!("asking how much is free in {}", self.root.display()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
-    /// A directory for files that an import brings; removed when it is dropped.
-    pub fn scratch(&self) -> Result<Staging> {
-        self.stage()
     }
 
     /// Notes that `holder` uses the image, in memory and for the next daemon.

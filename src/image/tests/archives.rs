@@ -150,3 +150,108 @@ async fn what_is_no_archive_leaves_no_trace() {
     assert!(images.list(None).unwrap().is_empty());
     eventually(|| entries(&root.path().join("staging")) == 0).await;
 }
+
+/// An archive that stops after `before` bytes until `go` is there.
+struct Halting {
+    bytes: std::io::Cursor<Vec<u8>>,
+    before: u64,
+    go: std::sync::mpsc::Receiver<()>,
+}
+
+impl std::io::Read for Halting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let at = self.bytes.position();
+        if at == self.before {
+            let _ = self.go.recv();
+        }
+        let most = if at < self.before { (self.before - at) as usize } else { usize::MAX };
+        let len = buffer.len().min(most);
+        self.bytes.read(&mut buffer[..len])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_unpacked_as_they_come_and_nothing_is_spooled() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path()).await;
+    let (bytes, id) = docker(&["a.b/c:d"]);
+    let before = bytes.windows(6).position(|w| w == b"c.json").unwrap() as u64;
+    let (go, halted) = std::sync::mpsc::channel();
+    let archive = Halting { bytes: std::io::Cursor::new(bytes), before, go: halted };
+    let importing = tokio::spawn({
+        let images = images.clone();
+        async move { images.import(Box::new(archive), None).await }
+    });
+    let staging = root.path().join("staging");
+    let there = |name: &str| {
+        let layers = std::fs::read_dir(&staging).unwrap();
+        layers.filter(|layer| layer.as_ref().unwrap().path().join("fs").join(name).is_file()).count()
+    };
+    eventually(|| there("a") == 1 && there("b") == 1).await;
+    assert_eq!((entries(&staging), there("0"), there("1")), (2, 0, 0));
+    go.send(()).unwrap();
+    assert_eq!(importing.await.unwrap().unwrap()[0].id, id.to_string());
+    assert_eq!(entries(&staging), 0);
+}
+
+/// An OCI archive of these blobs, which `index` comes before.
+fn oci(index: &serde_json::Value, blobs: &[Vec<u8>]) -> Vec<u8> {
+    let names: Vec<_> = blobs.iter().map(|b| format!("blobs/sha256/{}", Digest::of(b).hex())).collect();
+    let mut files = vec![("oci-layout", b"{}".to_vec()), ("index.json", index.to_string().into_bytes())];
+    files.extend(names.iter().map(String::as_str).zip(blobs.iter().cloned()));
+    archive(&files, &[])
+}
+
+/// What no image has is no matter, also where it is damaged or of another platform; what one has is.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_an_image_wants_is_taken() {
+    let (compressed, plain) = layer(&[("a", b"1")]);
+    let (foreign, foreign_plain) = layer(&[("foreign", b"1")]);
+    let damaged = compressed[..compressed.len() / 2].to_vec();
+    let image = |plain: &[u8], layer: &[u8]| {
+        let config = config(&[plain]);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": super::fake::OCI_MANIFEST,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                       "digest": Digest::of(&config).to_string(), "size": config.len()},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                        "digest": Digest::of(layer).to_string(), "size": layer.len()}],
+        });
+        (config, manifest.to_string().into_bytes())
+    };
+    let host = manifest::Platform::host();
+    let entry = |manifest: &[u8], architecture: &str| {
+        json!({"mediaType": super::fake::OCI_MANIFEST, "digest": Digest::of(manifest).to_string(),
+               "size": manifest.len(), "platform": {"os": host.os, "architecture": architecture}})
+    };
+    let named = |bytes: &[u8], kind: &str| {
+        json!({"schemaVersion": 2, "manifests": [{
+            "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len(),
+            "annotations": {"io.containerd.image.name": "a.b/c:d"},
+        }]})
+    };
+    let (ours, theirs) = (image(&plain, &compressed), image(&foreign_plain, &foreign));
+    let platforms = json!({"schemaVersion": 2, "mediaType": super::fake::OCI_INDEX,
+               "manifests": [entry(&theirs.1, "other"), entry(&ours.1, &host.architecture)]});
+    let platforms = platforms.to_string().into_bytes();
+    let index = named(&platforms, super::fake::OCI_INDEX);
+    let documents = [platforms, ours.0.clone(), ours.1.clone(), theirs.0, theirs.1];
+    let layers = [foreign, damaged.clone(), compressed];
+    for order in [[&documents[..], &layers].concat(), [&layers[..], &documents].concat()] {
+        let root = tempfile::tempdir().unwrap();
+        let images = open(root.path()).await;
+        let imported = import(&images, oci(&index, &order), None).await.unwrap();
+        assert_eq!(imported[0].id, Digest::of(&ours.0).to_string());
+        let layers = images.status("a.b/c:d").unwrap().unwrap().layers;
+        assert_eq!((layers.len(), std::fs::read(layers[0].join("a")).unwrap()), (1, b"1".to_vec()));
+        eventually(|| entries(&root.path().join("staging")) == 0).await;
+    }
+    let (config, manifest) = image(&plain, &damaged);
+    let broken = oci(&named(&manifest, super::fake::OCI_MANIFEST), &[damaged, config, manifest]);
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path()).await;
+    let error = import(&images, broken, None).await.unwrap_err();
+    assert!(error.message.contains("layer blobs/sha256/") && error.message.contains("cut off"), "{error}");
+    assert!(images.list(None).unwrap().is_empty());
+    eventually(|| entries(&root.path().join("staging")) == 0).await;
+}

@@ -43,6 +43,11 @@ pub struct Entry {
     pub sparse: Option<Vec<(u64, u64)>>,
 }
 
+/// Whether an entry may begin with this block: an empty archive has none.
+pub fn is_header(block: &[u8; BLOCK]) -> bool {
+    Header::parse(block).is_ok()
+}
+
 pub struct Archive<R> {
     input: R,
     /// Bytes of the present entry's body not yet read, and of the padding behind it.
