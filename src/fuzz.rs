@@ -1,7 +1,9 @@
 //! What reads a stranger's bytes, as fuzz targets: for `fuzz/`, and for the test below, which replays
 //! the seeds and their neighbours. Not part of what is installed.
 
-pub use crate::image::fuzz::{hosts_toml, manifest, reference, registries_conf, tar_layer, www_authenticate};
+pub use crate::image::fuzz::{
+    gunzip, hosts_toml, manifest, reference, registries_conf, tar_layer, www_authenticate,
+};
 pub use crate::stream::fuzz::{
     spdy_frames, spdy_headers, spdy_session, websocket_channels, websocket_session, websocket_tunnel,
 };
@@ -34,6 +36,7 @@ pub const TARGETS: &[Target] = targets! {
     registries_conf in crate::image::fuzz as registries_conf_seeds;
     www_authenticate in crate::image::fuzz as www_authenticate_seeds;
     tar_layer in crate::image::fuzz as tar_seeds;
+    gunzip in crate::image::fuzz as gunzip_seeds;
 };
 
 #[cfg(test)]

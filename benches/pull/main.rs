@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench pull -- --endpoint unix:///run/podwright/podwright.sock --pid DAEMON [--rounds N]
-//!     [--work DIR] [--forms six,one,sixty,zstd,shared]
+//!     [--work DIR] [--forms six,one,sixty,zstd,shared,many]
 //! ```
 //!
 //! It makes the images once in DIR (431 MB as gzip, 1,018 MB unpacked, 20,000 files), serves them from

@@ -1,7 +1,9 @@
 //! Fuzz targets: what registries, archives and configuration files say.
 
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
+use super::inflate;
 use super::manifest::Manifest;
 use super::reference::{self, Query, Reference};
 pub use super::registry::fuzz::*;
@@ -27,6 +29,28 @@ pub fn manifest(data: &[u8]) {
         if let Ok(Manifest::Image { layers, .. }) = Manifest::parse(data, kind) {
             layers.iter().for_each(|layer| drop(layer.check_layer()));
         }
+    }
+}
+
+/// A DEFLATE stream, in pieces and blocks as its first bytes say, means what it means to zlib.
+pub fn gunzip(data: &[u8]) {
+    let Some((&[piece, size], deflate)) = data.split_first_chunk() else { return };
+    let mut theirs = Vec::new();
+    let mut decoder = flate2::bufread::DeflateDecoder::new(deflate);
+    let read = decoder.read_to_end(&mut theirs);
+    let used = usize::try_from(decoder.total_in()).unwrap_or(deflate.len());
+    let deflate = if read.is_ok() { &deflate[..used] } else { deflate };
+    let zipped = [b"\x1f\x8b\x08\0\0\0\0\0\0\xff", deflate, &[0; 8]].concat();
+    let mut ours = Vec::new();
+    let mut input = BufReader::with_capacity(1 + usize::from(piece) * 3, &zipped[..]);
+    let result = inflate::gunzip(&mut input, 1 + usize::from(size) * 7, |block| {
+        ours.extend_from_slice(block.fresh());
+        Ok(block.bytes)
+    });
+    match (result, read) {
+        (Ok(()), Ok(_)) => assert!(ours == theirs, "{} bytes and {} bytes differ", ours.len(), theirs.len()),
+        (Err(_), Err(_)) => {}
+        (ours, theirs) => panic!("we say {ours:?}, zlib says {theirs:?}"),
     }
 }
 
@@ -110,4 +134,30 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
         entry("/absolute", b'0', "", b""),
     ];
     vec![plain.concat(), extended.concat(), entry("../up", b'0', "", b"x")]
+}
+
+/// Stored, fixed and dynamic blocks; matches near and far; a stream that is cut off, and one with more
+/// behind it.
+pub fn gunzip_seeds() -> Vec<Vec<u8>> {
+    let text: Vec<u8> = (0..600_u32).flat_map(|n| format!("{} ", n * n % 97).into_bytes()).collect();
+    let far = [&text[..], &vec![b'a'; 33_000], &text].concat();
+    let deflate = |bytes: &[u8], level: u32| {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(level));
+        let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+        written.expect("memory has room")
+    };
+    let streams = [
+        deflate(b"", 6),
+        deflate(b"stored as it is", 0),
+        deflate(b"fixed", 9),
+        deflate(&text, 9),
+        deflate(&far, 1),
+        deflate(&text, 6)[..90].to_vec(),
+        [deflate(&text, 6), b"more".to_vec()].concat(),
+        // A fixed block whose first symbol is a match, and one of an unknown type.
+        vec![0b011, 0b10],
+        vec![7],
+    ];
+    let starts = [[0, 0], [1, 90], [255, 255]].into_iter().cycle();
+    streams.iter().zip(starts).map(|(stream, start)| [&start[..], stream].concat()).collect()
 }

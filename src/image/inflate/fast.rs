@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::table::{DIST_BITS, END, INVALID, LITERAL, LITLEN_BITS, SPECIAL, value};
+use super::table::{DIST_BITS, END, INVALID, LITERAL, LITLEN_BITS, LITLEN_SIZE, SPECIAL, value};
 use super::{AHEAD, OVERRUN, Tables, malformed};
 
 /// Where the subtable has the entry of what `bits` go on with.
@@ -23,117 +23,194 @@ pub struct Position {
 }
 
 /// The hot loop, on input (AHEAD bytes at least) and output that are at hand: runs until input or
-/// room is short, or to the block's end: true. All that it changes is in registers.
+/// room is short, or to the block's end: true. All that it changes is in registers, since everything
+/// below is inlined into it.
 #[inline(always)]
 pub fn run(
     tables: &Tables,
     input: &[u8],
     out: &mut [u8],
-    (oldest, full): (usize, usize),
+    room: (usize, usize),
     position: Position,
 ) -> (Position, io::Result<bool>) {
-    let Position { mut read, mut bits, mut count, mut at } = position;
-    let litlens = &*tables.litlen;
-    // Bits become 56 at least. Those above `count` come again with the next word: the same ones.
-    macro_rules! refill {
-        ($end:lifetime) => {
-            // There is always so much, see AHEAD.
-            let Some(word) = input.get(read..read + 8) else { break $end Ok(false) };
-            bits |= u64::from_le_bytes([
-                word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
-            ]) << (count & 63);
-            read += ((63 - count) >> 3) as usize;
-            count |= 56;
-        };
+    let Position { read, bits, count, at } = position;
+    let mut bits = Bits { input, read, bits, count };
+    let mut out = Out { bytes: out, at };
+    let ended = turns(tables, &mut bits, &mut out, room);
+    (Position { read: bits.read, bits: bits.bits, count: bits.count, at: out.at }, ended.map_err(malformed))
+}
+
+struct Bits<'a> {
+    input: &'a [u8],
+    read: usize,
+    bits: u64,
+    count: u32,
+}
+
+impl Bits<'_> {
+    /// They become 56 at least. Those above `count` come again with the next word: the same ones.
+    /// False without 8 bytes of input, of which there is always so much, see AHEAD.
+    #[inline(always)]
+    fn refill(&mut self) -> bool {
+        let Some(&[a, b, c, d, e, f, g, h]) = self.input.get(self.read..self.read + 8) else { return false };
+        self.bits |= u64::from_le_bytes([a, b, c, d, e, f, g, h]) << (self.count & 63);
+        self.read += ((63 - self.count) >> 3) as usize;
+        self.count |= 56;
+        true
     }
-    macro_rules! drop_code {
-        ($entry:expr) => {
-            bits >>= $entry & 63;
-            count = count.wrapping_sub($entry & 63);
-        };
+
+    /// Drops the code that `entry` stands for.
+    #[inline(always)]
+    fn drop(&mut self, entry: u32) {
+        self.bits >>= entry & 63;
+        self.count = self.count.wrapping_sub(entry & 63);
     }
-    macro_rules! literal {
-        ($entry:expr) => {
-            out[at] = ($entry >> 16) as u8;
-            at += 1;
-        };
+
+    #[inline(always)]
+    fn next(&self, litlens: &[u32; LITLEN_SIZE]) -> u32 {
+        litlens[(self.bits & ((1 << LITLEN_BITS) - 1)) as usize]
     }
-    macro_rules! look_up {
-        () => {
-            litlens[(bits & ((1 << LITLEN_BITS) - 1)) as usize]
-        };
+}
+
+struct Out<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
+}
+
+impl Out<'_> {
+    #[inline(always)]
+    fn literal(&mut self, entry: u32) {
+        self.bytes[self.at] = (entry >> 16) as u8;
+        self.at += 1;
     }
-    let last = input.len() - AHEAD;
-    let ended = 'run: {
-        refill!('run);
-        // What comes next is looked up before this one is written.
-        let mut entry = look_up!();
-        loop {
-            if read > last || at >= full {
-                break 'run Ok(false);
-            }
-            // 56 bits are three literals at most, or two and a length, whose distance has new ones.
-            if entry & LITERAL != 0 {
-                drop_code!(entry);
-                let literal = entry;
-                entry = look_up!();
-                literal!(literal);
-                if entry & LITERAL != 0 {
-                    drop_code!(entry);
-                    let literal = entry;
-                    entry = look_up!();
-                    literal!(literal);
-                    if entry & LITERAL != 0 {
-                        drop_code!(entry);
-                        literal!(entry);
-                        refill!('run);
-                        entry = look_up!();
-                        continue;
-                    }
-                }
-            }
-            if entry & SPECIAL != 0 {
-                if entry & (END | INVALID) == 0 {
-                    drop_code!(entry);
-                    entry = litlens[subtable(entry, bits)];
-                }
-                if entry & LITERAL != 0 {
-                    drop_code!(entry);
-                    literal!(entry);
-                    refill!('run);
-                    entry = look_up!();
-                    continue;
-                }
-                if entry & SPECIAL != 0 {
-                    drop_code!(entry);
-                    break 'run if entry & END != 0 { Ok(true) } else { Err(malformed("a code is unknown")) };
-                }
-            }
-            let len = value(entry, bits);
-            drop_code!(entry);
-            refill!('run);
-            entry = tables.dist[(bits & ((1 << DIST_BITS) - 1)) as usize];
-            if entry & SPECIAL != 0 {
-                if entry & INVALID == 0 {
-                    drop_code!(entry);
-                    entry = tables.dist[subtable(entry, bits)];
-                }
-                if entry & SPECIAL != 0 {
-                    break 'run Err(malformed("a distance's code is unknown"));
-                }
-            }
-            let distance = value(entry, bits);
-            drop_code!(entry);
-            if distance > at - oldest {
-                break 'run Err(malformed("a match refers to what is before the beginning"));
-            }
-            refill!('run);
-            entry = look_up!();
-            repeat(out, at, distance, len);
-            at += len;
+}
+
+/// What comes after literals.
+enum Then {
+    /// A length, whose code was looked up, not yet dropped.
+    Length(u32),
+    /// Another turn, for what was looked up after a refill.
+    Turn(u32),
+    End,
+    Refused,
+    /// The input is short.
+    Short,
+}
+
+/// A turn is up to three literals, or up to two and a match.
+#[inline(always)]
+fn turns(
+    tables: &Tables,
+    bits: &mut Bits<'_>,
+    out: &mut Out<'_>,
+    (oldest, full): (usize, usize),
+) -> Result<bool, &'static str> {
+    let last = bits.input.len() - AHEAD;
+    if !bits.refill() {
+        return Ok(false);
+    }
+    // What comes next is looked up before this one is written.
+    let mut entry = bits.next(&tables.litlen);
+    loop {
+        if bits.read > last || out.at >= full {
+            return Ok(false);
         }
-    };
-    (Position { read, bits, count, at }, ended)
+        let then = match literals(&tables.litlen, bits, out, entry) {
+            Then::Length(entry) if entry & SPECIAL != 0 => special(&tables.litlen, bits, out, entry),
+            then => then,
+        };
+        let len = match then {
+            Then::Length(entry) => {
+                let len = value(entry, bits.bits);
+                bits.drop(entry);
+                len
+            }
+            Then::Turn(next) => {
+                entry = next;
+                continue;
+            }
+            Then::End => return Ok(true),
+            Then::Refused => return Err("a code is unknown"),
+            Then::Short => return Ok(false),
+        };
+        if !bits.refill() {
+            return Ok(false);
+        }
+        let distance = distance(tables, bits)?;
+        if distance > out.at - oldest {
+            return Err("a match refers to what is before the beginning");
+        }
+        if !bits.refill() {
+            return Ok(false);
+        }
+        entry = bits.next(&tables.litlen);
+        repeat(out.bytes, out.at, distance, len);
+        out.at += len;
+    }
+}
+
+/// 56 bits are three literals at most, or two and a length, whose distance has new ones.
+#[inline(always)]
+fn literals(litlens: &[u32; LITLEN_SIZE], bits: &mut Bits<'_>, out: &mut Out<'_>, mut entry: u32) -> Then {
+    if entry & LITERAL == 0 {
+        return Then::Length(entry);
+    }
+    bits.drop(entry);
+    let literal = entry;
+    entry = bits.next(litlens);
+    out.literal(literal);
+    if entry & LITERAL == 0 {
+        return Then::Length(entry);
+    }
+    bits.drop(entry);
+    let literal = entry;
+    entry = bits.next(litlens);
+    out.literal(literal);
+    if entry & LITERAL == 0 {
+        return Then::Length(entry);
+    }
+    last_literal(litlens, bits, out, entry)
+}
+
+#[inline(always)]
+fn last_literal(litlens: &[u32; LITLEN_SIZE], bits: &mut Bits<'_>, out: &mut Out<'_>, entry: u32) -> Then {
+    bits.drop(entry);
+    out.literal(entry);
+    if bits.refill() { Then::Turn(bits.next(litlens)) } else { Then::Short }
+}
+
+/// A code that is too long for the main table, the block's end, or none.
+#[inline(always)]
+fn special(litlens: &[u32; LITLEN_SIZE], bits: &mut Bits<'_>, out: &mut Out<'_>, mut entry: u32) -> Then {
+    if entry & (END | INVALID) == 0 {
+        bits.drop(entry);
+        entry = litlens[subtable(entry, bits.bits)];
+    }
+    if entry & LITERAL != 0 {
+        return last_literal(litlens, bits, out, entry);
+    }
+    if entry & SPECIAL == 0 {
+        return Then::Length(entry);
+    }
+    bits.drop(entry);
+    if entry & END != 0 { Then::End } else { Then::Refused }
+}
+
+#[inline(always)]
+fn distance(tables: &Tables, bits: &mut Bits<'_>) -> Result<usize, &'static str> {
+    let mut entry = tables.dist[(bits.bits & ((1 << DIST_BITS) - 1)) as usize];
+    if entry & SPECIAL != 0 {
+        if entry & INVALID == 0 {
+            bits.drop(entry);
+            entry = tables.dist[subtable(entry, bits.bits)];
+        }
+        if entry & SPECIAL != 0 {
+            return Err("a distance's code is unknown");
+        }
+    }
+    let distance = value(entry, bits.bits);
+    bits.drop(entry);
+    Ok(distance)
 }
 
 /// Writes `len` bytes at `at` that repeat what is `distance` before; up to OVERRUN more may change.

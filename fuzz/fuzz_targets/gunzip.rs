@@ -1,0 +1,3 @@
+#![no_main]
+
+podwright_fuzz::target!(gunzip);
