@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -10,18 +11,31 @@ use rustix::io::Errno;
 use crate::error::Step;
 use crate::{Error, Result};
 
+/// What a killed daemon was just starting, a keeper say, shares its lock up to its execve(2).
+const LEFTOVER_LIMIT: Duration = Duration::from_secs(2);
+
 /// `DIR/podwright.lock`, with our PID in it, held until it is dropped; the kernel lets go of it
-/// with the process, however that ends.
+/// with the process, however that ends. FAILED_PRECONDITION with the holder's PID.
 pub(super) fn take(dir: &Path) -> Result<File> {
+    take_within(dir, LEFTOVER_LIMIT)
+}
+
+fn take_within(dir: &Path, limit: Duration) -> Result<File> {
     fs::create_dir_all(dir).step(|| format!("making {}", dir.display()))?;
     let path = dir.join("podwright.lock");
     let step = || format!("locking {}", path.display());
     let mut options = File::options();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).step(step)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(held(dir, &mut file)),
-        Err(errno) => return Err(Error::io(step(), errno)),
+    let deadline = Instant::now() + limit;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(held(dir, &mut file)),
+            Err(errno) => return Err(Error::io(step(), errno)),
+        }
     }
     file.set_len(0).step(step)?;
     file.seek(SeekFrom::Start(0)).step(step)?;
@@ -52,10 +66,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("a/b");
         let first = take(&state).unwrap();
-        let refusal = take(&state).unwrap_err();
+        let refusal = take_within(&state, Duration::ZERO).unwrap_err();
         let pid = format!("(pid {})", std::process::id());
         assert!(refusal.message.contains(&pid), "{refusal}");
         drop(first);
-        take(&state).unwrap();
+        take_within(&state, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_daemon_was_starting_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take(dir.path()).unwrap();
+        let shared = std::process::Stdio::from(first);
+        let mut child = std::process::Command::new("sleep").arg("0.3").stdin(shared).spawn().unwrap();
+        assert_eq!(
+            take_within(dir.path(), Duration::ZERO).unwrap_err().kind,
+            crate::error::Kind::FailedPrecondition
+        );
+        take(dir.path()).unwrap();
+        child.wait().unwrap();
     }
 }
