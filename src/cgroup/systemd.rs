@@ -99,6 +99,10 @@ impl Manager {
                 Err(Failure { name: Some(name), .. }) if name.ends_with(".UnitExists") => {
                     tokio::time::sleep(RENEWAL_PAUSE).await;
                 }
+                // It has ended meanwhile too: the one after it asks for itself.
+                Err(Failure { name: Some(name), .. }) if name.ends_with(".UnixProcessIdUnknown") => {
+                    return Ok(());
+                }
                 result => return Ok(result?),
             }
         }
