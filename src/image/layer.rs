@@ -64,18 +64,42 @@ pub async fn fetch(
     store: Arc<Store>,
     limits: Limits,
 ) -> Result<()> {
-    layer.check_layer().map_err(|e| session.failed(&format!("blob {}", layer.digest), e))?;
-    let mut served = Served::default();
-    loop {
-        match download(session, fetched, layer, diff_id, &store, limits, &mut served).await {
-            Ok(unpacked) => return unpacked.stage(&store).await,
-            Err(Failed { error, anothers_may_do }) => {
-                if !anothers_may_do || !session.distrust(&mut served) {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "a registry's host gave wrong bytes: asking the next one");
-            }
+    let failed = |e: Error| session.failed(&format!("blob {}", layer.digest), e);
+    layer.check_layer().map_err(failed)?;
+    let elsewhere = session.elsewhere(&layer.urls).map_err(failed)?;
+    let unpacked = match (download(session, fetched, layer, diff_id, &store, limits).await, elsewhere) {
+        // Registries are not given what may not be distributed.
+        (Err(error), Some(session)) if error.kind == Kind::NotFound => {
+            download(&session, fetched, layer, diff_id, &store, limits).await
         }
+        (unpacked, _) => unpacked,
+    };
+    unpacked?.stage(&store).await
+}
+
+/// From the first of the session's hosts that has the right bytes.
+async fn download(
+    session: &Session,
+    fetched: &AtomicU64,
+    layer: &Descriptor,
+    diff_id: Digest,
+    store: &Arc<Store>,
+    limits: Limits,
+) -> Result<Unpacked> {
+    let mut served = Served::default();
+    let mut said = Vec::new();
+    loop {
+        let Failed { error, anothers_may_do } =
+            match attempt(session, fetched, layer, diff_id, store, limits, &mut served).await {
+                Ok(unpacked) => return Ok(unpacked),
+                Err(failed) => failed,
+            };
+        let who = session.first_of(&served).filter(|_| anothers_may_do);
+        said.push(who.map_or(error.message.clone(), |who| format!("{who}: {error}")));
+        if !anothers_may_do || !session.distrust(&mut served) {
+            return Err(Error::new(error.kind, said.join("; ")));
+        }
+        tracing::warn!(error = said.last(), "a registry's host gave wrong bytes: asking the next one");
     }
 }
 
@@ -86,7 +110,7 @@ struct Failed {
 }
 
 /// One attempt at a layer, from the hosts that are trusted so far.
-async fn download(
+async fn attempt(
     session: &Session,
     fetched: &AtomicU64,
     layer: &Descriptor,

@@ -32,6 +32,8 @@ pub struct Descriptor {
     pub digest: Digest,
     pub size: u64,
     pub platform: Option<Platform>,
+    /// Of a foreign layer: where it is if no registry has it.
+    pub urls: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -71,6 +73,8 @@ struct RawDescriptor {
     platform: Option<Platform>,
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
 }
 
 impl Manifest {
@@ -132,7 +136,10 @@ impl Descriptor {
         let size = u64::try_from(raw.size)
             .map_err(|_| Error::invalid(format!("the size of {} is negative", raw.digest)))?;
         let digest = Digest::parse(&raw.digest)?;
-        Ok(Self { media_type: raw.media_type, digest, size, platform: raw.platform })
+        let foreign = [".rootfs.foreign.", ".layer.nondistributable."];
+        let foreign = foreign.iter().any(|kind| raw.media_type.contains(kind));
+        let urls = raw.urls.filter(|_| foreign).unwrap_or_default();
+        Ok(Self { media_type: raw.media_type, digest, size, platform: raw.platform, urls })
     }
 
     /// Refuses layers that cannot be unpacked, by their media type.

@@ -29,6 +29,12 @@ pub struct Served {
 }
 
 impl Session {
+    /// Who of several hosts gave the first bytes.
+    pub fn first_of(&self, served: &Served) -> Option<String> {
+        let first = served.now.first().filter(|_| self.hosts.len() > 1);
+        first.map(|at| self.hosts[*at].name())
+    }
+
     /// The bytes were wrong: whoever gave the first of them is not asked again. Who went on behind them
     /// may be right. False where nobody did, or nobody is left.
     pub fn distrust(&self, served: &mut Served) -> bool {

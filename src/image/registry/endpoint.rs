@@ -82,6 +82,8 @@ pub enum Root {
     Known(Url),
     /// HOST[:PORT], and the schemes that it may speak, the likelier first.
     Probe(String, &'static [&'static str]),
+    /// No API: the URL of one blob.
+    Blob(Url),
 }
 
 impl Root {
@@ -89,7 +91,7 @@ impl Root {
     pub fn host(&self) -> String {
         match self {
             Self::Probe(host, _) => host.clone(),
-            Self::Known(url) => {
+            Self::Known(url) | Self::Blob(url) => {
                 let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
                 format!("{}{port}", url.host_str().unwrap_or_default())
             }
@@ -171,6 +173,27 @@ impl Settings {
             dial_timeout: None,
             namespace: None,
             own: true,
+        })
+    }
+
+    /// Where a foreign layer is, for whoever has its digest: nothing goes along that says who asks.
+    pub fn foreign(&self, url: &str) -> Result<Endpoint> {
+        let wrong = |cause: &dyn std::fmt::Display| Error::invalid(format!("its URL {url:?}: {cause}"));
+        let url = Url::parse(url).map_err(|e| wrong(&e))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(&"it is neither of http nor of https"));
+        }
+        let root = Root::Blob(url);
+        Ok(Endpoint {
+            tls: self.tls_of(&root.host())?,
+            root,
+            repository: String::new(),
+            resolve: false,
+            pull: true,
+            headers: HeaderMap::new(),
+            dial_timeout: None,
+            namespace: None,
+            own: false,
         })
     }
 

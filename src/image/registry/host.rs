@@ -172,6 +172,9 @@ impl Host {
     }
 
     async fn url(&self, registries: &Registries, path: &str) -> Result<Url> {
+        if let Root::Blob(url) = &self.endpoint.root {
+            return Ok(url.clone());
+        }
         let known = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let base = match known {
             Some(base) => base,
@@ -192,7 +195,7 @@ impl Host {
     /// The root of the API, its scheme found out by asking.
     async fn root(&self, registries: &Registries) -> Result<Url> {
         let (host, schemes) = match &self.endpoint.root {
-            Root::Known(url) => return Ok(url.clone()),
+            Root::Known(url) | Root::Blob(url) => return Ok(url.clone()),
             Root::Probe(host, schemes) => (host, *schemes),
         };
         if let Some(url) = registries.root(&self.endpoint.root) {

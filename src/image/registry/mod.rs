@@ -138,6 +138,20 @@ impl Registries {
 }
 
 impl Session {
+    /// The same for a foreign layer at these URLs; None without one.
+    pub fn elsewhere(&self, urls: &[String]) -> Result<Option<Self>> {
+        let Registries { settings, resolver, .. } = &self.registries;
+        let mut hosts = Vec::new();
+        for url in urls {
+            let endpoint = settings.foreign(url)?;
+            let clients = Clients::new(settings, resolver, &endpoint);
+            hosts.push(Host::new(endpoint, Credential::Anonymous, clients));
+        }
+        let (registry, repository) = (self.registry.clone(), self.repository.clone());
+        let session = Self { registries: self.registries.clone(), registry, repository, hosts };
+        Ok((!urls.is_empty()).then_some(session))
+    }
+
     /// A manifest or index by tag or digest, which is verified: its bytes and media type.
     pub async fn manifest(&self, version: &str, accept: &str, limit: usize) -> Result<(Vec<u8>, String)> {
         let what = format!("manifest {version}");

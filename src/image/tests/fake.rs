@@ -91,6 +91,10 @@ impl Fake {
         self.content.lock().unwrap().insert(path.into(), (kind.into(), bytes));
     }
 
+    pub fn take(&self, path: &str) {
+        self.content.lock().unwrap().remove(path);
+    }
+
     pub fn count(&self, part: &str) -> usize {
         let requests = self.requests.lock().unwrap();
         requests.iter().filter(|r| r.path.contains(part)).count()

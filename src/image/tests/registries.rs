@@ -268,3 +268,105 @@ fn small_disk() -> (std::os::fd::OwnedFd, PathBuf) {
     let path = PathBuf::from(format!("/proc/self/fd/{}/store", disk.as_raw_fd()));
     (disk, path)
 }
+
+/// A blob that another repository of the registry has: the token is asked for anew, for that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_to_another_repository_has_a_token_of_its_scope() {
+    let root = tempfile::tempdir().unwrap();
+    let tokens = Fake::start(|request, _| {
+        let scope = request.path.split("scope=").nth(1)?;
+        Some(Reply::new(
+            200,
+            serde_json::json!({"token": format!("for-{}", scope.replace('%', "_"))}).to_string(),
+        ))
+    })
+    .await;
+    let realm = format!("http://{}/token", tokens.address);
+    let registry = Fake::start(move |request, content| {
+        let repository = if request.path.contains("/base/x/") { "base/x" } else { "a/b" };
+        let token = format!("Bearer for-repository_3A{}_3Apull", repository.replace('/', "_2F"));
+        if request.headers.get("authorization") != Some(&token) {
+            let challenge =
+                format!(r#"Bearer realm="{realm}",service="r",scope="repository:{repository}:pull""#);
+            return Some(Reply::new(401, "").header("WWW-Authenticate", challenge));
+        }
+        let moved = || Reply::new(307, "").header("Location", request.path.replace("/a/b/", "/base/x/"));
+        let blob = request.path.contains("/a/b/blobs/");
+        Some(if blob { moved() } else { answer(request, content) })
+    })
+    .await;
+    for repository in ["a/b", "base/x"] {
+        registry.put_image(repository, "v1", &[layer(&[("x", b"1")]), layer(&[("y", b"2")])]);
+    }
+    let images = open_with(root.path(), settings(root.path())).await;
+    images.pull(&registry.reference("a/b:v1"), amy()).await.unwrap();
+    let asked: HashSet<_> = tokens.requests.lock().unwrap().iter().map(|r| r.path.clone()).collect();
+    assert_eq!(asked.len(), 2, "each scope by itself: {asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_token_goes_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Fake::start(|request, content| {
+        let right = request.headers.get("authorization").is_some_and(|given| given == "Bearer as-it-is");
+        let denied = Reply::new(401, "").header("WWW-Authenticate", "Bearer realm=\"http://127.0.0.1:1/\"");
+        Some(if right { answer(request, content) } else { denied })
+    })
+    .await;
+    registry.put_image("a/b", "v1", &[layer(&[("x", b"1")])]);
+    let images = open_with(root.path(), settings(root.path())).await;
+    let with = |token: &str| Auth { registry_token: token.into(), ..Auth::default() };
+    let name = registry.reference("a/b:v1");
+    assert_eq!(images.pull(&name, with("another")).await.unwrap_err().kind, Kind::PermissionDenied);
+    images.pull(&name, with("as-it-is")).await.unwrap();
+}
+
+/// What may not be distributed is fetched from where its manifest says, without a credential; other layers
+/// are not, whatever their manifest says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_layer_comes_from_its_url() {
+    let root = tempfile::tempdir().unwrap();
+    let (registry, elsewhere) = (Fake::plain().await, Fake::plain().await);
+    let (compressed, plain) = layer(&[("x", b"1")]);
+    let (id, digest) = registry.put_image("a/b", "v1", &[(compressed.clone(), plain)]);
+    elsewhere.put("/some/where.tgz", "x", compressed.clone());
+    let bytes = registry.bytes(&format!("/v2/a/b/manifests/{digest}"));
+    let blob = format!("/v2/a/b/blobs/{}", Digest::of(&compressed));
+    let put = |kind: &str| {
+        let mut manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let urls = ["nowhere", "some/where.tgz"].map(|path| format!("http://{}/{path}", elsewhere.address));
+        manifest["layers"][0]["urls"] = serde_json::json!(urls);
+        manifest["layers"][0]["mediaType"] = kind.into();
+        registry.put_manifest("a/b", "v1", super::fake::OCI_MANIFEST, &manifest);
+    };
+    let images = open_with(root.path(), settings(root.path())).await;
+    let name = registry.reference("a/b:v1");
+    // The registry's own comes first.
+    put("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
+    images.pull(&name, amy()).await.unwrap();
+    images.remove(&name).await.unwrap();
+    assert_eq!(elsewhere.count(""), 0);
+    registry.take(&blob);
+    put("application/vnd.oci.image.layer.v1.tar+gzip");
+    eventually(|| images.usage() == Usage::default()).await;
+    assert_eq!(images.pull(&name, amy()).await.unwrap_err().kind, Kind::NotFound);
+    assert_eq!(elsewhere.count(""), 0);
+    for kind in [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    ] {
+        put(kind);
+        assert_eq!(images.pull(&name, amy()).await.unwrap(), id.to_string());
+        images.remove(&name).await.unwrap();
+        eventually(|| images.usage() == Usage::default()).await;
+    }
+    let requests = elsewhere.requests.lock().unwrap().clone();
+    assert!(requests.len() >= 2 && requests.iter().all(|r| !r.headers.contains_key("authorization")));
+    // It is verified like any other.
+    let mut changed = compressed;
+    changed[4] ^= 1;
+    elsewhere.put("/some/where.tgz", "x", changed);
+    let error = images.pull(&name, amy()).await.unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound, "the other URL's word comes last: {error}");
+    assert!(error.message.contains("its digest is"), "{error}");
+}
