@@ -191,7 +191,8 @@ pub fn read(path: &Path) -> io::Result<Manifest> {
                     .take_while(|path| path.starts_with(&below))
                     .collect();
                 for path in doomed.iter().chain([&path]) {
-                    (entries.remove(path), attributes.remove(path));
+                    entries.remove(path);
+                    attributes.remove(path);
                 }
             }
             Record::Attributes { path, attributes: of_it } => drop(attributes.insert(path, of_it)),

@@ -43,8 +43,11 @@ fn the_result_equals_gnu_tars() {
                 "--xattrs-include=*",
             ],
         );
-        apply(std::io::BufReader::new(fs::File::open(&archive).unwrap()), &ours, None, Limits::default())
-            .unwrap();
+        let input = std::io::BufReader::new(fs::File::open(&archive).unwrap());
+        let counted = apply(input, &ours, None, Limits::default()).unwrap().usage;
+        let (bytes, inodes) = used(&ours);
+        assert_eq!(counted.inodes, inodes, "{format}");
+        assert!(counted.bytes.abs_diff(bytes) <= bytes / 20, "{format}: {} and {bytes}", counted.bytes);
         assert_eq!(describe(&ours), describe(&theirs), "{format}");
         let sparse = fs::metadata(ours.join("sparse"));
         assert!(sparse.is_err() || sparse.unwrap().blocks() < 2000, "holes stay holes");
@@ -77,6 +80,23 @@ fn make_tree(root: &Path, sparse: bool) {
         }
         file.set_len(50_000_000).unwrap();
     }
+}
+
+/// Bytes of the blocks that a tree has, and inodes.
+fn used(root: &Path) -> (u64, u64) {
+    let mut seen = std::collections::HashSet::new();
+    let mut bytes = 0;
+    let mut open = vec![root.to_owned()];
+    while let Some(path) = open.pop() {
+        let stat = fs::symlink_metadata(&path).unwrap();
+        if seen.insert(stat.ino()) {
+            bytes += stat.blocks() * 512;
+        }
+        if stat.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+    }
+    (bytes, seen.len() as u64)
 }
 
 /// Everything about a tree that an archive carries, in one line per file.
