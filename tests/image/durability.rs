@@ -11,7 +11,7 @@ use podwright::image::Auth;
 use crate::support::{Registry, open, run};
 
 /// Runs one of this binary's ignored tests in a process of its own.
-fn again(test: &str, before: &str, environment: &[(&str, &str)]) -> Command {
+pub fn again(test: &str, before: &str, environment: &[(&str, &str)]) -> Command {
     let binary = std::env::current_exe().unwrap();
     let mut command = Command::new("sh");
     let script = format!("{before} exec \"$0\" --exact {test} --ignored --nocapture");
@@ -19,7 +19,7 @@ fn again(test: &str, before: &str, environment: &[(&str, &str)]) -> Command {
     command
 }
 
-fn layer(path: &Path, files: usize, byte: u8) {
+pub fn layer(path: &Path, files: usize, byte: u8) {
     fs::create_dir_all(path).unwrap();
     for number in 0..files {
         let mut bytes = vec![byte; 40_000];
@@ -84,7 +84,7 @@ async fn a_pull_killed_at_any_point_leaves_a_whole_image_or_none() {
 }
 
 /// Waits until the store's background work has let go of it.
-async fn closed(images: podwright::image::Images, root: &Path) {
+pub async fn closed(images: podwright::image::Images, root: &Path) {
     drop(images);
     for _ in 0..1000 {
         match podwright::image::check_offline(root, false) {

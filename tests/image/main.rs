@@ -5,7 +5,9 @@
 
 mod durability;
 mod forms;
+mod power;
 mod proxy;
 mod support;
 mod tls;
+mod token;
 mod umoci;

@@ -10,6 +10,10 @@ use podwright::image::{Config, Images, Settings};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+/// What tokens for a docker-registry say.
+pub const TOKEN_SERVICE: &str = "the registry";
+pub const TOKEN_ISSUER: &str = "the tests";
+
 /// A docker-registry of the test's own.
 pub struct Registry {
     process: Child,
@@ -27,6 +31,8 @@ pub struct Setup<'a> {
     pub client_ca: Option<&'a Path>,
     /// USER and PASSWORD.
     pub user: Option<(&'a str, &'a str)>,
+    /// A token server's URL, and the certificate of the key that its tokens are signed with.
+    pub tokens: Option<(&'a str, &'a Path)>,
     /// A pull-through mirror of the registry at this URL.
     pub mirror_of: Option<String>,
 }
@@ -57,6 +63,11 @@ impl Setup<'_> {
             let path = directory.join("htpasswd");
             fs::write(&path, made.stdout).unwrap();
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": path}});
+        }
+        if let Some((realm, certificate)) = self.tokens {
+            config["auth"] = json!({"token": {
+                "realm": realm, "service": TOKEN_SERVICE, "issuer": TOKEN_ISSUER, "rootcertbundle": certificate,
+            }});
         }
         if let Some(url) = &self.mirror_of {
             config["proxy"] = json!({"remoteurl": url});

@@ -49,12 +49,14 @@ fn write_hosts(directory: &Path, registry: &Registry, text: &str) {
     fs::write(directory.join("hosts.toml"), text).unwrap();
 }
 
-pub fn push(registry: &Registry, arguments: &[&str]) {
+/// Pushes `a/b:v1`; returns its archive.
+pub fn push(registry: &Registry, arguments: &[&str]) -> PathBuf {
     let layer = registry.directory.path().join("layer");
     fs::create_dir_all(layer.join("etc")).unwrap();
     fs::write(layer.join("etc/motd"), vec![b'x'; 200_000]).unwrap();
     let archive = registry.archive(&[layer]);
     registry.push(&archive, "a/b:v1", arguments);
+    archive
 }
 
 #[tokio::test(flavor = "multi_thread")]
