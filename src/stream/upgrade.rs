@@ -1,7 +1,7 @@
 //! The upgrade: which protocol and version, as the Go implementations choose; then the session.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -28,6 +28,8 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 /// How long a client may take to close after the last word.
 const LINGER: Duration = Duration::from_secs(10);
+/// How often it is looked whether it reads.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What was agreed on.
 enum Agreed {
@@ -232,7 +234,7 @@ impl Session {
         if closes {
             websocket::session::close(&wire).await;
         }
-        linger(&wire).await;
+        linger(&wire, server.idle_limit).await;
         drop(permit);
     }
 }
@@ -246,15 +248,32 @@ async fn idle(wire: &Wire, limit: Duration) {
 }
 
 /// The client closes first, once it has read all: a socket that is closed with unread bytes in it
-/// takes what the client has not read along.
-async fn linger(wire: &Wire) {
-    let _ = wire.flush_control().await;
+/// takes what the client has not read along. A client that reads slowly has the time of an idle one.
+async fn linger(wire: &Wire, idle_limit: Duration) {
     let closed = async {
         wire.shut_down().await;
         wire.gone().await;
     };
-    let _ = tokio::time::timeout(LINGER, closed).await;
+    tokio::select! {
+        () = closed => {}
+        () = nothing_moves(wire, idle_limit) => {}
+    }
     wire.go();
+}
+
+/// Waits until the client has had everything for a while, or has taken nothing for too long.
+async fn nothing_moves(wire: &Wire, idle_limit: Duration) {
+    let (mut unsent, mut since) = (wire.unsent(), Instant::now());
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let before = std::mem::replace(&mut unsent, wire.unsent());
+        if unsent != before {
+            since = Instant::now();
+        }
+        if since.elapsed() >= if unsent == 0 { LINGER } else { idle_limit } {
+            return;
+        }
+    }
 }
 
 async fn source(wire: &Arc<Wire>, reader: ReadHalf, begun: Bytes, agreed: &Agreed) -> Source {

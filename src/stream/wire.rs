@@ -18,17 +18,17 @@ use tokio_rustls::server::TlsStream;
 
 use super::chunk::Part;
 use super::websocket::frame;
+use crate::sys::socket;
 
 /// Control frames that wait for a client that does not read.
 const MAX_CONTROL: usize = 64 << 10;
 /// What a silent connection reads into, and a busy one.
 const READ_FIRST: usize = 4 << 10;
 const READ_LAST: usize = 128 << 10;
+/// How long a busy one's buffer is kept when it falls silent.
+const KEEP_BUFFER: Duration = Duration::from_secs(1);
 /// How often a client whose bytes nobody takes is asked whether it is still there.
 const HANG_UP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long the last bytes of a TLS connection may take.
-const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(5);
 
 pub type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
 pub type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
@@ -178,6 +178,8 @@ pub struct Wire {
     socket: Option<OwnedFd>,
     gone: AtomicBool,
     went: Notify,
+    /// All is written.
+    shut: AtomicBool,
     since: Instant,
     /// Milliseconds after `since` at which something last moved.
     used: AtomicU64,
@@ -192,6 +194,7 @@ impl Wire {
             socket,
             gone: AtomicBool::new(false),
             went: Notify::new(),
+            shut: AtomicBool::new(false),
             since: Instant::now(),
             used: AtomicU64::new(0),
         })
@@ -216,6 +219,9 @@ impl Wire {
             if self.is_gone() {
                 return Err(Gone);
             }
+            // Clients drop what comes on a stream before the answer to its opening.
+            let control = self.take_control();
+            out.rest.extend_from_slice(&control);
             let written = async {
                 out.write(bytes, begun).await?;
                 out.write_taken(|| self.take_control()).await
@@ -228,8 +234,11 @@ impl Wire {
     }
 
     /// Has a short frame written soon, whoever writes at the time. Never waits: an answer to a frame
-    /// must not keep the next one from being read.
+    /// must not keep the next one from being read. After [`Self::shut_down`] there is no answer.
     pub fn put_control(&self, frame: &[u8]) -> Result<(), Gone> {
+        if self.is_shut() {
+            return Ok(());
+        }
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         if control.len() + frame.len() > MAX_CONTROL {
             drop(control);
@@ -245,6 +254,9 @@ impl Wire {
 
     /// A frame of the WebSocket itself, which is never inside the tunnel.
     pub fn put_raw(&self, bytes: &[u8]) -> Result<(), Gone> {
+        if self.is_shut() {
+            return Ok(());
+        }
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         if control.len() + bytes.len() > MAX_CONTROL {
             drop(control);
@@ -257,7 +269,7 @@ impl Wire {
     /// Writes what [`Self::put_control`] and writes that were dropped have left, unless somebody is
     /// writing, who will.
     pub async fn flush_control(&self) -> Result<(), Gone> {
-        loop {
+        while !self.is_shut() {
             {
                 let Ok(mut out) = self.out.try_lock() else { return Ok(()) };
                 if out.has_rest() || self.has_control() {
@@ -269,12 +281,13 @@ impl Wire {
             }
             // What was put there while nobody else could get hold of the writer.
             if !self.has_control() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
-    fn has_control(&self) -> bool {
+    pub fn has_control(&self) -> bool {
         !self.control.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
@@ -296,11 +309,25 @@ impl Wire {
         std::mem::take(&mut *self.control.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Says to the client that nothing more comes.
+    /// Says to the client that nothing more comes. It may go on to ping while it has not read all.
     pub async fn shut_down(&self) {
         let _ = self.flush_control().await;
-        let shut = async { self.out.lock().await.writer.shutdown().await };
-        let _ = tokio::time::timeout(SHUT_DOWN_LIMIT, shut).await;
+        let mut out = self.out.lock().await;
+        self.shut.store(true, Ordering::Release);
+        let shut = async {
+            out.write_rest().await?;
+            out.writer.shutdown().await
+        };
+        let _ = self.unless_gone(shut).await;
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
+    }
+
+    /// Bytes on their way to the client. Zero where that is not known.
+    pub fn unsent(&self) -> usize {
+        self.socket.as_ref().and_then(|socket| socket::unsent(socket.as_fd()).ok()).unwrap_or_default()
     }
 
     /// Something came.
@@ -389,13 +416,29 @@ impl Intake {
             buffer.reserve(self.size);
         }
         let room = buffer.capacity() - buffer.len();
+        if buffer.is_empty() && self.size > READ_FIRST {
+            match tokio::time::timeout(KEEP_BUFFER, self.reader.read_buf(buffer)).await {
+                Ok(read) => return read.inspect(|read| self.fit(*read, room)),
+                // Many silent clients must not hold what they once needed.
+                Err(_) => {
+                    self.size = READ_FIRST;
+                    *buffer = BytesMut::with_capacity(self.size);
+                }
+            }
+        }
+        let room = buffer.capacity() - buffer.len();
         let read = self.reader.read_buf(buffer).await?;
+        self.fit(read, room);
+        Ok(read)
+    }
+
+    /// For the next read: of what size this one was.
+    fn fit(&mut self, read: usize, room: usize) {
         if read == room {
             self.size = (self.size * 4).min(READ_LAST);
         } else if read < self.size / 8 {
             self.size = (self.size / 2).max(READ_FIRST);
         }
-        Ok(read)
     }
 }
 
@@ -460,7 +503,7 @@ mod tests {
         let mut all = vec![0; 160];
         let (written, read) = tokio::join!(wire.write(&[4; 10], || {}), client.read_exact(&mut all));
         assert!(written.is_ok() && read.is_ok());
-        assert!(all == [vec![1; 100], vec![4; 10], vec![2; 50]].concat(), "{all:?}");
+        assert!(all == [vec![1; 100], vec![2; 50], vec![4; 10]].concat(), "{all:?}");
 
         wire.put_control(&[5; 50]).unwrap();
         tokio::select! {

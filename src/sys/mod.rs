@@ -18,5 +18,6 @@ pub mod proc_stat;
 mod raw;
 pub mod seqpacket;
 pub mod shared_page;
+pub mod socket;
 pub mod wiping;
 pub mod writeback;

@@ -28,6 +28,9 @@ use crate::{Error, Result, threads};
 /// has come costs none.
 static MAKING: Semaphore = Semaphore::const_new(16);
 
+/// Connections at a time, in all sessions: a descriptor each.
+static CONNECTIONS: Semaphore = Semaphore::const_new(4096);
+
 /// The client's data, both ways.
 pub trait Data {
     /// None: the client has finished, or is gone.
@@ -69,6 +72,10 @@ pub async fn refuse(error: &Outlet, why: &str) {
 
 /// One connection; what goes wrong is told on its error stream and is the end of it alone.
 pub async fn forward(node: &Arc<Node>, pod_id: &str, port: u16, data: &impl Data, error: &Outlet) {
+    let Ok(_one) = CONNECTIONS.try_acquire() else {
+        data.finish().await;
+        return refuse(error, "too many connections in all sessions").await;
+    };
     match connect(node, pod_id, port).await {
         Ok(tcp) => {
             let _ = tcp.set_nodelay(true);

@@ -20,6 +20,8 @@ const MAX_STREAMS: usize = 1000;
 /// Connections of one session at a time. What the client resets is no stream of the session any
 /// more, but is a connection until it is closed.
 const MAX_CONNECTIONS: usize = MAX_STREAMS / 2;
+/// Clients count their requests.
+const MAX_REQUEST_ID: usize = 64;
 /// How long the second stream of a pair may take.
 const PAIR_LIMIT: Duration = Duration::from_secs(30);
 
@@ -74,7 +76,8 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
 
 fn accept(headers: &Headers, open: usize) -> std::result::Result<(), Refusal> {
     let typed = matches!(headers.get("streamtype"), Some("data" | "error"));
-    if !typed || port(headers).is_none() {
+    let long = headers.get("requestid").is_some_and(|id| id.len() > MAX_REQUEST_ID);
+    if !typed || long || port(headers).is_none() {
         return Err(Refusal::Invalid);
     }
     if open >= MAX_STREAMS { Err(Refusal::TooMany) } else { Ok(()) }

@@ -5,10 +5,12 @@ use serde::Deserialize;
 /// Of an object that has not come whole.
 const MAX_OBJECT: usize = 1 << 10;
 
+/// In characters, both above zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
 pub struct Size {
+    #[serde(rename = "Width", alias = "width")]
     pub width: u16,
+    #[serde(rename = "Height", alias = "height")]
     pub height: u16,
 }
 
@@ -24,7 +26,9 @@ impl Sizes {
         for part in bytes.split_inclusive(|byte| *byte == b'}') {
             self.begun.extend_from_slice(part);
             if part.ends_with(b"}") {
-                last = serde_json::from_slice(&self.begun).ok().or(last);
+                let size = serde_json::from_slice::<Size>(&self.begun).ok();
+                // A terminal that is hidden has none.
+                last = size.filter(|size| size.width > 0 && size.height > 0).or(last);
                 self.begun.clear();
             }
             if self.begun.len() > MAX_OBJECT {
@@ -49,6 +53,8 @@ mod tests {
         let two = b"{\"Width\":1,\"Height\":2}\n{\"Width\":3,\"Height\":4}\n";
         assert_eq!(sizes.read(two), Some(Size { width: 3, height: 4 }));
         assert_eq!(sizes.read(b"{\"Width\":-1,\"Height\":70000}"), None);
+        assert_eq!(sizes.read(b"{\"Width\":0,\"Height\":0}"), None);
+        assert_eq!(sizes.read(b"{\"width\":7,\"height\":8}"), Some(Size { width: 7, height: 8 }));
         assert_eq!(sizes.read(b"nonsense}{\"Width\":5,\"Height\":6}"), Some(Size { width: 5, height: 6 }));
     }
 

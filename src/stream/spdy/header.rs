@@ -24,6 +24,11 @@ impl Headers {
         let (_, value) = self.0.iter().find(|(other, _)| other == name)?;
         value.split('\0').next()
     }
+
+    /// Those of these names: the others' memory goes.
+    pub fn only(self, names: &[&str]) -> Self {
+        Self(self.0.into_iter().filter(|(name, _)| names.contains(&name.as_str())).collect())
+    }
 }
 
 /// Inflates the blocks of one session, in the order of their frames.

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc};
@@ -27,6 +28,9 @@ const MAX_DATA: usize = (1 << 24) - 1;
 /// Bytes of a session that wait to be read, in all its streams. Beyond, the client waits, as it does
 /// where those of one stream are not read.
 const MAX_HELD: i64 = 8 << 20;
+
+/// What Kubernetes' streams say of themselves, in whatever else their headers have.
+const USED_HEADERS: &[&str] = &["streamtype", "port", "requestid"];
 
 /// What a session's owner says to a stream that the client wants, beside so many that are open.
 pub type Accept = Box<dyn FnMut(&Headers, usize) -> Result<(), Refusal> + Send>;
@@ -217,6 +221,7 @@ impl Reader {
         if fin {
             open.end();
         }
+        let headers = headers.only(USED_HEADERS);
         let stream = Stream { id, headers, open, shared: Arc::clone(&self.shared) };
         // Nobody takes it: dropped, it is reset.
         let _ = self.streams.send(stream).await;
@@ -249,16 +254,29 @@ impl Reader {
             self.shared.room_to_hold().await;
             open.inbound.push(part).await
         };
+        tokio::pin!(push);
+        if let Poll::Ready(dropped) = futures_util::poll!(push.as_mut()) {
+            return self.taken(id, fin, &open, dropped);
+        }
+        // What is answered to the frames before must not wait for who does not read its stream.
+        if wire.has_control() {
+            self.shared.flush_soon();
+        }
         let dropped = tokio::select! {
             biased;
-            dropped = push => dropped,
+            dropped = &mut push => dropped,
             () = wire.gone() => return,
             () = wire.hung_up() => return wire.go(),
         };
-        self.shared.give_back(id, &open, dropped);
+        self.taken(id, fin, &open, dropped);
+    }
+
+    /// The bytes of a frame are where their stream is read from; so many of them were dropped.
+    fn taken(&self, id: u32, fin: bool, open: &Open, dropped: usize) {
+        self.shared.give_back(id, open, dropped);
         if fin {
             open.end();
-            self.shared.forget_if_over(id, &open);
+            self.shared.forget_if_over(id, open);
         }
     }
 }

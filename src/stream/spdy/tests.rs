@@ -350,6 +350,28 @@ async fn a_stream_that_is_not_read_holds_its_client_and_little_else() {
     }
 }
 
+/// What came with the bytes that nobody reads is answered all the same.
+#[tokio::test]
+async fn a_stream_that_is_not_read_holds_up_no_answer() {
+    let mut client = start(1 << 20);
+    let stream = client.open(1).await;
+    // Reads grow with what comes.
+    for _ in 0..32 {
+        client.send(&client::data(1, false, &[7; 32 << 10])).await;
+        let mut read = 0;
+        while read < 32 << 10 {
+            read += stream.read().await.unwrap().len();
+        }
+    }
+    let frames = [frame::ping(9).to_vec(), client::data(1, false, &[7; 48 << 10])].concat();
+    client.send(&frames.repeat(2)).await;
+    let mut answers = 0;
+    while answers < 2 {
+        // Windows are given back meanwhile.
+        answers += usize::from(client.frame().await.unwrap() == frame::ping(9));
+    }
+}
+
 #[tokio::test]
 async fn answers_that_nobody_reads_are_bounded() {
     let mut client = start(4096);

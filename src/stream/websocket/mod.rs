@@ -13,3 +13,5 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// Codes of a close frame (RFC 6455, section 7.4.1).
 pub const NORMAL: u16 = 1000;
+pub const PROTOCOL_ERROR: u16 = 1002;
+pub const TOO_BIG: u16 = 1009;

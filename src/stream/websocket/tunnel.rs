@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as Failure, Message};
 
-use super::MAX_MESSAGE;
+use super::{MAX_MESSAGE, PROTOCOL_ERROR, TOO_BIG, frame};
 use crate::stream::wire::{Intake, ReadHalf, Wire};
 
 /// Of one read. Larger messages get the room that they announce.
@@ -78,10 +78,18 @@ impl Messages {
             match message? {
                 Ok(Message::Binary(content)) => return Some(content),
                 Ok(Message::Text(text)) => return Some(text.into()),
-                Ok(Message::Close(_)) => return None,
+                Ok(Message::Close(_)) => {
+                    // The library's answer.
+                    let _ = self.0.flush().await;
+                    let _ = wire.flush_control().await;
+                    return None;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(%error, "a WebSocket session ends");
+                    let code = if matches!(error, Failure::Capacity(_)) { TOO_BIG } else { PROTOCOL_ERROR };
+                    let _ = wire.put_raw(&frame::close(code));
+                    let _ = wire.flush_control().await;
                     return None;
                 }
             }

@@ -106,6 +106,17 @@ impl Session {
         self.send(4, format!("{{\"Width\":{width},\"Height\":{height}}}\n").as_bytes()).await;
     }
 
+    /// Says that it leaves; whether the server says so too.
+    pub async fn leave(mut self) -> bool {
+        self.socket.close(None).await.unwrap();
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(LIMIT, self.socket.next()).await {
+            if message.is_close() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// One more message. False: there is none.
     async fn step(&mut self) -> bool {
         let message = tokio::time::timeout(LIMIT, self.socket.next()).await.expect("the session goes on");

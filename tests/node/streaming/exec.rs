@@ -273,3 +273,36 @@ async fn a_client_that_does_not_read_stops_the_program() {
     drop(session);
     daemon.finish().await;
 }
+
+/// kubectl and crictl ping every few seconds, also while whoever reads from them is slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_that_pings_has_all_of_the_output() {
+    const SIZE: usize = 600_000;
+    let (daemon, id) = start().await;
+    let argv = ["head", "-c", &SIZE.to_string(), "/dev/zero"];
+    let url = exec_url(&daemon, &id, &argv, false).await;
+    let mut client = spdy::Client::open(&daemon, &url, "v4.channel.k8s.io").await;
+    let mut streams = BTreeMap::new();
+    for kind in ["error", "stdin", "stdout", "stderr"] {
+        streams.insert(client.syn(&[("streamtype", kind)]).await, kind);
+    }
+    eventually("the program's end", async || !exec_cgroups(&daemon).is_empty()).await;
+    eventually("the program's end", async || exec_cgroups(&daemon).is_empty()).await;
+    for id in [1, 3, 5] {
+        client.ping(id).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let (mut size, mut ended) = (0, Vec::new());
+    while ended.len() < 3 {
+        if let spdy::Frame::Data { stream, fin, content } = client.frame().await.expect("all of it") {
+            size += if streams[&stream] == "stdout" { content.len() } else { 0 };
+            if fin {
+                ended.push(streams[&stream]);
+            }
+        }
+    }
+    assert_eq!(size, SIZE);
+    assert!(ended.contains(&"error"), "{ended:?}");
+    drop(client);
+    daemon.finish().await;
+}

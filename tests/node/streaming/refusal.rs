@@ -165,7 +165,42 @@ async fn messages_that_make_no_sense_end_their_session_alone() {
     odd.until("odd").await;
     session.send(0, b"and here\n").await;
     session.until("and here").await;
-    drop((session, odd));
+    assert!(odd.leave().await, "a close that is not answered");
+    let url = exec_url(&daemon, &id, &["cat"], false).await;
+    let five_mib = [&[0x82, 0xff][..], &(5u64 << 20).to_be_bytes(), &[0; 4]].concat();
+    assert_eq!(closed_with(&daemon, &url, &five_mib).await, 1009);
+    let url = exec_url(&daemon, &id, &["cat"], false).await;
+    assert_eq!(closed_with(&daemon, &url, &[0x82, 1, 0]).await, 1002, "a frame without a mask");
+    drop(session);
+    daemon.finish().await;
+}
+
+/// The code that the server closes with after these bytes.
+async fn closed_with(daemon: &Daemon, url: &str, bytes: &[u8]) -> u16 {
+    let mut tcp = connect(daemon, url).await;
+    let path = url.splitn(4, '/').nth(3).unwrap();
+    let request =
+        format!("GET /{path} HTTP/1.1\r\nHost: x\r\n{WEBSOCKET}Sec-WebSocket-Protocol: {V5}\r\n\r\n");
+    tcp.write_all(&[request.as_bytes(), bytes].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(60), tcp.read_to_end(&mut answer)).await;
+    let close = answer.windows(4).rfind(|frame| frame[..2] == [0x88, 2]).expect("a close frame");
+    u16::from_be_bytes([close[2], close[3]])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_18_a_url_is_good_for_a_minute() {
+    let daemon = Daemon::start().await;
+    raise_loopback(&daemon);
+    let pod = daemon.run_pod(pod("minute")).await;
+    let id = daemon.run(&pod, script("main", "sleep 1000")).await;
+    let early = exec_url(&daemon, &id, &["true"], false).await;
+    tokio::time::sleep(LIFETIME / 2).await;
+    let late = exec_url(&daemon, &id, &["true"], false).await;
+    tokio::time::sleep(LIFETIME / 2 + Duration::from_secs(1)).await;
+    let path = format!("/{}", early.splitn(4, '/').nth(3).unwrap());
+    assert_eq!(ask(&daemon, &early, "GET", &path, WEBSOCKET).await.0, 404);
+    assert_eq!(Session::open(&daemon, &late, V4).await.end().await.exit_code(), 0);
     daemon.finish().await;
 }
 

@@ -96,6 +96,10 @@ impl Client {
         self.control(3, 0, &[stream.to_be_bytes(), 5u32.to_be_bytes()].concat()).await;
     }
 
+    pub async fn ping(&mut self, id: u32) {
+        self.control(6, 0, &id.to_be_bytes()).await;
+    }
+
     /// The next frame. None: the end.
     pub async fn frame(&mut self) -> Option<Frame> {
         let read = async {
