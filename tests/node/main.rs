@@ -10,6 +10,7 @@ mod files;
 // Each module of tests uses its part of the harness.
 #[allow(dead_code)]
 mod harness;
+mod image_commands;
 mod image_volume;
 mod layout;
 mod lifecycle;

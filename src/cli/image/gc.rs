@@ -1,16 +1,17 @@
 //! `podwright image gc`: a plain CRI client, so that it works against any runtime.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 
 use clap::Args;
+use tonic::Code;
 
 use crate::Result;
 use crate::cli::client::table::{short, size};
 use crate::cli::client::{Client, Endpoint};
 use crate::cli::print;
 use crate::cri::wire::{
-    Container, Image, ImageFsInfoRequest, ImageSpec, ListContainersRequest, ListImagesRequest,
+    ContainerStatusRequest, Image, ImageFsInfoRequest, ImageSpec, ListContainersRequest, ListImagesRequest,
     RemoveImageRequest,
 };
 
@@ -41,10 +42,9 @@ impl Gc {
 
 async fn collect(mut client: Client, dry_run: bool) -> Result<ExitCode> {
     let images = client.images.list_images(ListImagesRequest::default()).await?.into_inner().images;
-    let containers =
-        client.runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    let users = users(&mut client).await?;
     let before = used(&mut client).await?;
-    for (image, verdict) in judge(&images, &containers) {
+    for (image, verdict) in judge(&images, &users) {
         let name = image
             .repo_tags
             .first()
@@ -76,11 +76,30 @@ async fn used(client: &mut Client) -> Result<u64> {
     Ok(info.image_filesystems.first().and_then(|fs| fs.used_bytes).map_or(0, |bytes| bytes.value))
 }
 
-fn judge<'a>(images: &'a [Image], containers: &[Container]) -> Vec<(&'a Image, Verdict)> {
-    let mut users: HashMap<&str, usize> = HashMap::new();
-    for container in containers {
-        *users.entry(container.image_id.as_str()).or_default() += 1;
+/// How many containers use an image, by its ID: run it, or have it as a volume.
+async fn users(client: &mut Client) -> Result<HashMap<String, usize>> {
+    let containers = client.runtime.list_containers(ListContainersRequest::default()).await?.into_inner();
+    let mut users = HashMap::new();
+    for container in containers.containers {
+        let request = ContainerStatusRequest { container_id: container.id, ..Default::default() };
+        let status = match client.runtime.container_status(request).await {
+            Ok(answer) => answer.into_inner().status.unwrap_or_default(),
+            // It was removed meanwhile.
+            Err(error) if error.code() == Code::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let volumes = status.mounts.into_iter().filter_map(|mount| mount.image);
+        let used: HashSet<_> = volumes
+            .map(|image| image.image_ref)
+            .chain([container.image_id])
+            .filter(|id| !id.is_empty())
+            .collect();
+        used.into_iter().for_each(|id| *users.entry(id).or_default() += 1);
     }
+    Ok(users)
+}
+
+fn judge<'a>(images: &'a [Image], users: &HashMap<String, usize>) -> Vec<(&'a Image, Verdict)> {
     let verdict = |image: &Image| match users.get(image.id.as_str()) {
         Some(count) => Verdict::Used(*count),
         None if image.pinned => Verdict::Pinned,
@@ -97,9 +116,8 @@ mod tests {
     fn what_is_used_or_pinned_stays() {
         let image = |id: &str, pinned| Image { id: id.into(), pinned, ..Default::default() };
         let images = [image("1", true), image("2", false), image("3", true)];
-        let container = Container { image_id: "1".into(), ..Default::default() };
-        let verdicts: Vec<_> =
-            judge(&images, &[container.clone(), container]).into_iter().map(|(_, v)| v).collect();
+        let users = HashMap::from([("1".to_owned(), 2)]);
+        let verdicts: Vec<_> = judge(&images, &users).into_iter().map(|(_, v)| v).collect();
         assert_eq!(verdicts, [Verdict::Used(2), Verdict::Remove, Verdict::Pinned]);
     }
 }

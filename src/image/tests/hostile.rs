@@ -80,6 +80,7 @@ async fn archives_that_want_out_or_too_much() {
         ("negative", raw(&[(b'0', "a", "", negative)])),
         ("", raw(&[(b'0', "a", "", overflowing)])),
         ("deeper", raw(&[(b'5', &deep, "", None)])),
+        ("longer", with_pax("path", "d/".repeat(4096).as_bytes())),
         ("entries", raw(&many)),
         ("larger", tar_of(&[("bomb", &zeros)])),
         // Behind the archive's end, where no file counts it.
