@@ -62,7 +62,12 @@ pub fn resolve(request: &[Device], privileged: bool) -> Result<Devices> {
         let before = nodes.len();
         let target =
             if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
-        let source = fs::canonicalize(&device.host_path).step(step)?;
+        let source = match fs::canonicalize(&device.host_path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::invalid(format!("{}: no such file or directory", step())));
+            }
+            source => source.step(step)?,
+        };
         walk(&source, Path::new(target), &mut nodes).step(step)?;
         if nodes.len() == before {
             return Err(Error::invalid(format!("{}: neither a device nor a directory with devices", step())));

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime as oci;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::cgroup::{Cgroup, Entry};
 use crate::container::compile::{FdList, identity_steps, rlimit};
-use crate::container::{Container, Phase, exposure, process_env};
+use crate::container::{Container, Phase, exposure, null, process_env};
 use crate::error::{Kind, Step as _};
 use crate::keeper::client::{Process, Role, Spawn};
 use crate::keeper::filter::{self, Loading};
@@ -99,6 +99,11 @@ impl Template {
         steps.push(Step::OomScoreAdj(oom.clamp(-1000, 1000) as i32));
         let cwd = self.cwd.clone().into_bytes();
         steps.push(Step::WorkingDirectory { path: cwd, create: false });
+        let (uid, gid) = self.user();
+        if uid != 0 {
+            // So that it can open /dev/stderr.
+            steps.push(Step::OwnStdio { uid, gid });
+        }
         steps.extend(self.identity.iter().cloned());
         let cgroup = CgroupEntry {
             unified: entry.unified.map(|fd| fds.push(fd)),
@@ -198,8 +203,7 @@ async fn run(
     };
     let (stdout, out) = output_pipe()?;
     let (stderr, err) = output_pipe()?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .step(|| "opening /dev/null")?;
+    let null = null::open()?;
     let stdio = Stdio { child: [Arc::new(null), Arc::new(out), Arc::new(err)], terminal: false };
     let mut guard = Guard::new(node, container)?;
     let work = async {

@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
 
 use crate::container::exec::{Guard, Stdio, template};
-use crate::container::{Container, Phase, stdio};
+use crate::container::{Container, Phase, null, stdio};
 use crate::error::{Kind, Step as _};
 use crate::keeper::client::{Exit, Process};
 use crate::node::Node;
@@ -89,9 +89,7 @@ pub async fn begin(node: &Arc<Node>, id: &str, wish: &Wish) -> Result<(Session, 
 }
 
 fn open_pipes(wish: &Wish, uid: u32, gid: u32) -> Result<(Stdio, Ends)> {
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .step(|| "opening /dev/null")?;
-    let null = Arc::new(null);
+    let null = Arc::new(null::open()?);
     // (ours, the process's)
     let make = |wanted: bool, input: bool| -> Result<(Option<OwnedFd>, Arc<OwnedFd>)> {
         if !wanted {

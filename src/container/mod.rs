@@ -22,6 +22,7 @@ mod inside;
 pub mod list;
 pub mod metrics;
 pub mod mounts;
+pub mod null;
 pub mod oci;
 pub mod process_env;
 pub mod recover;

@@ -102,9 +102,9 @@ pub fn of(container: &Container) -> ContainerStatus {
             status.finished_at = ending.finished_at;
             status.exit_code = ending.exit_code;
             status.reason = ending.reason;
-            if !ending.message.is_empty() {
-                status.message = ending.message;
-            }
+            // What it ended with, then what it lacked.
+            let told = [ending.message, status.message].into_iter().filter(|text| !text.is_empty());
+            status.message = told.collect::<Vec<_>>().join("; ");
         }
         Phase::Unknown(what) => {
             status.state = State::Unknown;

@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
 
 use crate::Result;
+use crate::container::null;
 use crate::error::Step;
 use crate::keeper::client::{Output, Source};
 
@@ -120,9 +121,7 @@ pub fn give(fd: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
 /// (the container's end, the end that is kept open for attach)
 fn open_stdin(wish: &Wish<'_>) -> Result<(OwnedFd, Option<Arc<OwnedFd>>)> {
     if !wish.stdin {
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .step(|| "opening /dev/null")?;
-        return Ok((null, None));
+        return Ok((null::open()?, None));
     }
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).step(|| "making the pipe of standard input")?;
     give(&read, wish.uid, wish.gid).step(|| "giving standard input to the user")?;

@@ -20,6 +20,10 @@ pub async fn stop(node: &Arc<Node>, id: &str, timeout: Duration) -> Result<()> {
         Err(error) if error.kind == Kind::NotFound => return Ok(()),
         found => found?,
     };
+    if matches!(container.phase(), Phase::Created(_)) {
+        // A start under way comes first, or who stops it would be told so of one that runs.
+        drop(container.gate.lock().await);
+    }
     if !matches!(container.phase(), Phase::Running { .. }) {
         return Ok(());
     }
@@ -78,9 +82,12 @@ async fn wait(container: &Container, mut deadline: watch::Receiver<Instant>) -> 
 
 /// SIGKILL to everything in the container's cgroup, and its end. A CREATED container ends as well.
 pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    if matches!(container.phase(), Phase::Created(_)) {
+        discard(node, container).await?;
+    }
     match container.phase() {
-        Phase::Exited(_) | Phase::Unknown(_) => return Ok(()),
-        Phase::Created(_) => return discard(node, container).await,
+        Phase::Created(_) | Phase::Exited(_) | Phase::Unknown(_) => return Ok(()),
+        // A start that was under way came first.
         Phase::Running { process, .. } => match &container.record.cgroup {
             Some(cgroup) => node.cgroups.kill(cgroup)?,
             None => process.signal(libc::SIGKILL)?,
@@ -104,7 +111,7 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     ))
 }
 
-/// Ends a parked child.
+/// Ends a parked child, unless it was started meanwhile.
 async fn discard(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     let _gate = container.gate.lock().await;
     if !matches!(container.phase(), Phase::Created(_)) {

@@ -4,14 +4,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::container::attached;
 use crate::container::spec::Seccomp;
-use crate::error::Step as _;
+use crate::container::{attached, null};
 use crate::keeper::client::Process;
 use crate::keeper::plan::{CgroupEntry, Exec, Identity, PidNamespace, Program, SpawnPlan, Step};
 use crate::node::Node;
 use crate::pod::events::EventKind;
-use crate::pod::{Phase, Pod, Shared};
+use crate::pod::{Phase, Pod, PodSpec, Shared};
 use crate::security::seccomp;
 use crate::sys::mount::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use crate::sys::probe;
@@ -22,13 +21,19 @@ pub fn id(pod_id: &str) -> String {
 }
 
 /// PID 1 of a shared PID namespace: nobody, without capabilities, that reaps. In the pod's namespaces
-/// and behind the default filter, since its containers see it.
-pub fn plan(entry: crate::cgroup::Entry, shared: &Shared) -> Result<(SpawnPlan, Vec<Arc<OwnedFd>>)> {
+/// and behind the pod's filter, at least the default one, since its containers see it.
+pub fn plan(
+    entry: crate::cgroup::Entry,
+    spec: &PodSpec,
+    shared: &Shared,
+) -> Result<(SpawnPlan, Vec<Arc<OwnedFd>>)> {
     let mut fds = crate::container::compile::FdList::default();
-    let null =
-        std::fs::File::options().read(true).write(true).open("/dev/null").step(|| "opening /dev/null")?;
-    let null = fds.push(OwnedFd::from(null));
-    let filter = seccomp::resolve(&Seccomp::RuntimeDefault, 0)?.map(|compiled| compiled.filter);
+    let null = fds.push(null::open()?);
+    let profile = match &spec.security.seccomp {
+        localhost @ Seccomp::Localhost(_) => localhost,
+        _ => &Seccomp::RuntimeDefault,
+    };
+    let filter = seccomp::resolve(profile, 0)?.map(|compiled| compiled.filter);
     let nobody = Identity { uid: 65534, gid: 65534, ..Identity::default() };
     let cgroup = CgroupEntry {
         unified: entry.unified.map(|fd| fds.push(fd)),

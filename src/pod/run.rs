@@ -132,7 +132,7 @@ async fn hold(node: &Arc<Node>, record: &Record, shared: &mut Shared) -> Result<
     node.keeper.hold(namespaces::hold(&record.id, shared)).await?;
     if record.spec.security.namespaces.pid == NamespaceMode::Pod {
         let cgroup = record.cgroup.as_ref().ok_or_else(|| Error::internal("the pod has no cgroup"))?;
-        let (plan, fds) = init::plan(node.cgroups.entry(cgroup)?, shared)?;
+        let (plan, fds) = init::plan(node.cgroups.entry(cgroup)?, &record.spec, shared)?;
         let spawn = Spawn { id: init::id(&record.id), plan, fds, role: Role::PodInit };
         let init = node.keeper.spawn(spawn).await.step(|| "starting the pod's init")?;
         let live = Live::of(init.pid)?;

@@ -25,16 +25,17 @@ pub async fn stop(node: &Arc<Node>, id: &str) -> Result<()> {
 }
 
 async fn stop_found(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<()> {
-    let was_ready = matches!(pod.phase(), Phase::Ready(_));
-    if !was_ready && pod.record().stopped {
+    if !matches!(pod.phase(), Phase::Ready(_)) && pod.record().stopped {
         return Ok(());
     }
+    // An earlier try may have failed half way.
+    let first = !pod.record().stopped;
     pod.close();
     tear_down(node, pod).await?;
     let stopped = Record { stopped: true, ..Record::clone(&pod.record()) };
     save(node, &stopped)?;
     pod.set_record(stopped);
-    if was_ready {
+    if first {
         node.announce_pod(pod, EventKind::Stopped);
     }
     Ok(())

@@ -76,6 +76,24 @@ async fn cve_2024_21626_no_descriptor_of_the_runtime_is_inside() {
     daemon.finish().await;
 }
 
+/// What a process has as its input where nothing is connected is no file of the node's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_null_device_stays_as_it_is() {
+    use std::os::unix::fs::MetadataExt;
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("null")).await;
+    let change = "chmod 600 /proc/self/fd/0 2>/dev/null && echo changed; \
+                  chown 5 /proc/self/fd/0 2>/dev/null && echo given; echo x >&0 && readlink /proc/self/fd/0";
+    let (_, lines) = daemon.outcome(&pod, script("main", change)).await;
+    assert_eq!(lines, [("stdout".into(), "/dev/null".into())]);
+    let id = daemon.run(&pod, script("other", "sleep 1000")).await;
+    let output = daemon.exec(&id, &["sh", "-c", change]).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "/dev/null\n");
+    let node = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!((node.mode() & 0o777, node.uid()), (0o666, 0));
+    daemon.finish().await;
+}
+
 /// CVE-2021-30465: a volume that contains a link, as the target of the next mount.
 #[tokio::test(flavor = "multi_thread")]
 async fn cve_2021_30465_mount_targets_stay_inside() {

@@ -45,3 +45,38 @@ async fn behaviour_15_exec_gives_output_and_exit_code() {
     assert!(error.message().contains("/no/such"), "{error}");
     daemon.finish().await;
 }
+
+/// `echo >/dev/stderr` in a probe opens the pipe anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_15_exec_can_open_its_output_as_any_user() {
+    let daemon = Daemon::start().await;
+    let pod = daemon.run_pod(pod("exec-user")).await;
+    let mut config = script("main", "sleep 1000");
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().run_as_user = Some(cri::Int64Value { value: 1000 });
+    let id = daemon.run(&pod, config).await;
+    let output = daemon.exec(&id, &["sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr"]).await.unwrap();
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"a\n"[..], &b"b\n"[..]));
+    daemon.finish().await;
+}
+
+/// Whichever comes first: once the pod's stop has answered nothing of it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_11_a_stop_beside_a_start_leaves_nothing_running() {
+    let daemon = Daemon::start().await;
+    for round in 0..40 {
+        let pod = daemon.run_pod(pod(&format!("race-{round}"))).await;
+        let id = daemon.create(&pod, script("main", "sleep 1000")).await.unwrap();
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: pod.0.clone() };
+        let mut runtime = daemon.runtime();
+        let stop = async {
+            tokio::time::sleep(std::time::Duration::from_micros(100 * round)).await;
+            runtime.stop_pod_sandbox(request).await
+        };
+        let (_, stopped) = tokio::join!(daemon.start_container(&id), stop);
+        stopped.unwrap();
+        let status = daemon.status(&id).await;
+        assert_eq!(status.state, cri::ContainerState::ContainerExited as i32, "round {round}");
+    }
+    daemon.finish().await;
+}

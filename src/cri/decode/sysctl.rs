@@ -56,9 +56,7 @@ fn namespace(name: &str) -> Option<Namespace> {
         "kernel.shmmax",
         "kernel.shmmni",
         "kernel.shm_rmid_forced",
-        "kernel.auto_msgmni",
         "kernel.msg_next_id",
-        "kernel.sem_next_id",
         "kernel.shm_next_id",
     ];
     let dotted = name.replace('/', ".");

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::keeper::protocol::{Reply, Request};
+use crate::keeper::protocol::{Refusal, Reply, Request};
 use crate::keeper::wire::{self, Inbox, Outbox};
 use crate::sys::async_fd;
 use crate::{Error, Result};
@@ -32,6 +32,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn lost() -> Error {
     Error::unavailable("the connection to the keeper was lost")
+}
+
+/// Who waits for an answer must not wait for ever for one that is of another version.
+fn not_understood(error: &impl std::fmt::Display) -> Reply {
+    let text = format!("the keeper's answer is not understood, it may be of another version: {error}");
+    Reply::Refused { reason: Refusal::Unknown, text }
 }
 
 impl Link {
@@ -84,8 +90,12 @@ impl Link {
             loop {
                 match ready.try_io(|socket| inbox.receive(socket.as_fd())) {
                     Ok(Ok(incoming)) => {
-                        // What we do not understand, a newer keeper says to nobody in particular.
-                        let Ok(reply) = incoming.decode() else { continue };
+                        let reply = match incoming.decode() {
+                            Ok(reply) => reply,
+                            // What we do not understand, a newer keeper says to nobody in particular.
+                            Err(_) if incoming.number == 0 => continue,
+                            Err(error) => not_understood(&error),
+                        };
                         if incoming.number == 0 {
                             event(reply);
                         } else if let Some(waiting) = lock(&self.waiting).as_ref()

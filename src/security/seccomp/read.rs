@@ -25,7 +25,12 @@ pub fn profile(path: &Path, capabilities: u64) -> Result<LinuxSeccomp> {
     }
     // O_NONBLOCK: a FIFO with no writer must not hold up the call.
     let options = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = options.step(step)?;
+    let file = match options {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::invalid(format!("{}: no such file or directory", step())));
+        }
+        file => file.step(step)?,
+    };
     let metadata = file.metadata().step(step)?;
     if !metadata.is_file() {
         return Err(Error::invalid("it is not a regular file").during(step()));
