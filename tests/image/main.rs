@@ -3,6 +3,7 @@
 //! Needs root, docker-registry, skopeo and htpasswd; `hack/test` installs them. Without them the
 //! tests say so and pass, unless CI is set.
 
+mod budget;
 mod durability;
 mod forms;
 mod power;
