@@ -279,15 +279,17 @@ async fn a_client_that_does_not_read_stops_the_program() {
 async fn a_slow_client_that_pings_has_all_of_the_output() {
     const SIZE: usize = 600_000;
     let (daemon, id) = start().await;
-    let argv = ["head", "-c", &SIZE.to_string(), "/dev/zero"];
+    let argv = ["sh", "-c", &format!("head -c {SIZE} /dev/zero; : >/tmp/done")];
     let url = exec_url(&daemon, &id, &argv, false).await;
     let mut client = spdy::Client::open(&daemon, &url, "v4.channel.k8s.io").await;
     let mut streams = BTreeMap::new();
     for kind in ["error", "stdin", "stdout", "stderr"] {
         streams.insert(client.syn(&[("streamtype", kind)]).await, kind);
     }
-    eventually("the program's end", async || !exec_cgroups(&daemon).is_empty()).await;
-    eventually("the program's end", async || exec_cgroups(&daemon).is_empty()).await;
+    eventually("the program's end", async || {
+        daemon.exec(&id, &["test", "-e", "/tmp/done"]).await.unwrap().exit_code == 0
+    })
+    .await;
     for id in [1, 3, 5] {
         client.ping(id).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
