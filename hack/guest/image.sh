@@ -8,6 +8,8 @@
 
 guest_packages=apparmor,busybox-static,ca-certificates,containernetworking-plugins,dbus,e2fsprogs,iproute2
 guest_packages+=,iptables,kmod,nftables,procps,systemd,systemd-sysv,udev,util-linux
+# Of the suite image, which pulls what it made and pushed.
+guest_packages+=,apache2-utils,docker-registry,skopeo,umoci
 
 # Sets qemu, cpus, accel, vmlinuz and root_image.
 make_machine() {
@@ -208,7 +210,7 @@ build_tests() {
     cc -static -O1 -D_GNU_SOURCE -o "$job/tests/program-$(basename "$program" .c)" "$program"
   done
   cargo build --quiet --bins
-  cargo test --quiet --no-run --lib --test keeper --test node --message-format=json 2>"$work/cargo" >"$work/messages" ||
+  cargo test --quiet --no-run --lib --test image --test keeper --test node --message-format=json 2>"$work/cargo" >"$work/messages" ||
     { cat "$work/cargo" >&2; die "the tests do not compile"; }
   sed -n 's/.*"target":{"kind":\["\([a-z]*\)"\].*"name":"\([a-z-]*\)","src_path.*"executable":"\([^"]*\)".*/\1 \2 \3/p' \
     "$work/messages" | while read -r kind name program; do
