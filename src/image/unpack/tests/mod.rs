@@ -411,6 +411,21 @@ fn malformed_headers_are_refused_with_a_sentence() {
 }
 
 #[test]
+fn the_last_files_padding_may_be_missing_or_cut_off() {
+    let whole = Tar::default().file("a", "first").file("b", "last").0;
+    for missing in [512 - 4, 100] {
+        let place = place();
+        apply(&whole[..whole.len() - missing], &place.root, None, Limits::default()).unwrap();
+        assert_eq!(std::fs::read(place.root.join("b")).unwrap(), b"last");
+    }
+    for missing in [512 - 3, 512 + 1] {
+        let error =
+            apply(&whole[..whole.len() - missing], &place().root, None, Limits::default()).unwrap_err();
+        assert!(error.message.contains("ends inside"), "{error}");
+    }
+}
+
+#[test]
 fn odd_but_legitimate_archives_are_taken() {
     let place = place();
     let long = format!("{}/{}", "d".repeat(150), "f".repeat(200));
