@@ -33,6 +33,8 @@ func check(s server) int {
 		{"parallel short commands", parallel},
 		{"archives as kubectl cp makes them", archives},
 		{"background children do not hold the session", background},
+		{"attach and detach", attachAgain},
+		{"attach to a terminal", attachTerminal},
 		{"forwarded connections", forwarded},
 		{"a refused port", refusedPort},
 	}

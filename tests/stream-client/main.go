@@ -26,6 +26,8 @@ var (
 	socket    = flag.String("cri", "/run/podwright/podwright.sock", "the CRI `socket`")
 	container = flag.String("container", "", "`ID` of a running container")
 	pod       = flag.String("pod", "", "`ID` of its pod")
+	attached  = flag.String("attach", "", "`ID` of a container that answers each line of its stdin with \"got LINE\"")
+	console   = flag.String("attach-tty", "", "`ID` of one that does so on a terminal, with the terminal's size behind it")
 	podNetns  = flag.String("netns", "", "`path` of the pod's network namespace; empty: the node's")
 	megabytes = flag.Int("mb", 64, "MiB for each bulk transfer")
 	ca        = flag.String("ca", "", "`file` with the server's certificate; empty: any is taken")
@@ -88,6 +90,21 @@ const (
 	spdyTransport transport = "SPDY"
 	wsTransport   transport = "WebSocket"
 )
+
+// Attaches to a container's streams until it ends or the context does.
+func (t transport) attach(ctx context.Context, r runtime, id string, o remotecommand.StreamOptions) error {
+	answer, err := r.client.Attach(ctx, &cri.AttachRequest{
+		ContainerId: id, Tty: o.Tty, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil,
+	})
+	if err != nil {
+		return fmt.Errorf("asking for a URL: %w", err)
+	}
+	executor, err := t.executor(answer.GetUrl(), o.Stdin != nil)
+	if err != nil {
+		return err
+	}
+	return executor.StreamWithContext(ctx, o)
+}
 
 // Runs a command with these streams, up to its status.
 func (t transport) run(s server, argv []string, o remotecommand.StreamOptions) error {

@@ -45,8 +45,17 @@ async fn what_kubernetes_clients_do() {
     raise_loopback(&daemon);
     let pod = daemon.run_pod(pod("go-client")).await;
     let id = daemon.run(&pod, script("main", "mkdir -p /tmp; sleep 10000")).await;
+    let answer = "while read line; do echo got $line; [ -t 0 ] && sleep 0.3 && stty size; done";
+    let mut config = script("attached", answer);
+    config.stdin = true;
+    let attached = daemon.run(&pod, config).await;
+    let mut config = script("console", answer);
+    (config.stdin, config.tty) = (true, true);
+    let console = daemon.run(&pod, config).await;
     let megabytes = std::env::var("STREAM_MB").unwrap_or_else(|_| "64".into());
     let only = std::env::var("STREAM_RUN").unwrap_or_default();
-    run(&daemon, &program, &pod.0, &id, &["-mb", &megabytes, "-run", &only, "check"]);
+    let attach = ["-attach", &attached, "-attach-tty", &console];
+    let what = ["-mb", &megabytes, "-run", &only, "check"];
+    run(&daemon, &program, &pod.0, &id, &[&attach[..], &what].concat());
     daemon.finish().await;
 }
