@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const STABLE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Orphans of containers in the node's PID namespace come to us one by one.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What moves the messages of a link, and ends with it.
 type Moving = tokio::task::JoinHandle<()>;
@@ -48,7 +48,6 @@ pub struct Shared {
     link: watch::Sender<Option<Arc<Link>>>,
     /// The keeper, if it is our own child.
     child: Mutex<Option<Child>>,
-    sweeps: AtomicBool,
     /// Of attached clients.
     pub next_key: AtomicU64,
     /// What moves the link's messages.
@@ -71,7 +70,6 @@ impl Shared {
             table: Mutex::default(),
             link: watch::Sender::new(None),
             child: Mutex::new(None),
-            sweeps: AtomicBool::new(false),
             next_key: AtomicU64::new(1),
             mover: Mutex::new(None),
         });
@@ -79,6 +77,7 @@ impl Shared {
         shared.link.send_replace(Some(link));
         // Weak: the last handle that goes ends the connection.
         tokio::spawn(supervise(Arc::downgrade(&shared), ended));
+        tokio::spawn(sweep(Arc::downgrade(&shared)));
         Ok((shared, snapshot))
     }
 
@@ -340,9 +339,6 @@ impl Shared {
                 tokio::spawn(Self::reap(Arc::downgrade(self), id.clone(), entry.pid, pidfd));
             }
         }
-        if !self.sweeps.swap(true, Ordering::Relaxed) {
-            tokio::spawn(sweep(Arc::downgrade(self)));
-        }
     }
 
     /// Waits for the end of a process that may be our child by now.
@@ -420,11 +416,13 @@ async fn supervise(shared: Weak<Shared>, mut ended: Moving) {
     }
 }
 
-/// Reaps those who became our children by a keeper's death and whom nobody knows. Our own commands
-/// are of our session; containers and what they leave behind never are.
+/// Reaps those who became our children by a keeper's death, or by that of a plugin which left them
+/// behind, and whom nobody knows. Our own commands are of our session, as is what they leave, and are
+/// waited for at once; containers and what these leave never are.
 async fn sweep(shared: Weak<Shared>) {
     // Zero where its leader is of a PID namespace above ours: getsid(2) cannot name it either.
     let own = session_of("self", |_| true);
+    let mut unclaimed = HashSet::new();
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
@@ -433,12 +431,13 @@ async fn sweep(shared: Weak<Shared>) {
             let living = table.entries.values().filter(|entry| entry.exit.borrow().is_none());
             living.flat_map(|entry| entry.final_pid().into_iter().chain([entry.pid])).collect()
         };
-        for pid in children() {
-            let ended = session_of(pid, |stat| stat.is_zombie());
-            if !known.contains(&pid) && ended.is_some() && ended != own {
-                pidfd::reap_pid(pid);
-            }
-        }
+        let zombies = children().into_iter().filter(|pid| !known.contains(pid));
+        let ended = zombies.filter_map(|pid| Some((pid, session_of(pid, |stat| stat.is_zombie())?)));
+        let (ours, others): (Vec<_>, Vec<_>) = ended.partition(|(_, session)| Some(*session) == own);
+        let ours: HashSet<i32> = ours.into_iter().map(|(pid, _)| pid).collect();
+        let left = ours.intersection(&unclaimed).copied();
+        left.chain(others.into_iter().map(|(pid, _)| pid)).for_each(pidfd::reap_pid);
+        unclaimed = ours;
     }
 }
 

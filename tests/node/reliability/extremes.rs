@@ -9,6 +9,7 @@ use podwright::cri::wire as cri;
 
 use super::{assert_whole, counter, go};
 use crate::harness::{Daemon, pod, script};
+use crate::streaming::eventually;
 
 /// The environment is what execve allows with the usual stack limit: a quarter of 8 MiB, pointers
 /// and arguments included.
@@ -201,4 +202,36 @@ async fn a_hung_cni_plugin_holds_up_nobody_else() {
     let pod = hung.await.unwrap();
     assert!(daemon.pod_ready(&pod.0).await);
     Arc::into_inner(daemon).unwrap().finish().await;
+}
+
+/// BEHAVIOUR 41: the daemon is a subreaper, so what a plugin leaves behind is its child in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_41_what_a_plugin_leaves_behind_is_reaped() {
+    let Plugin { directory, flag, extra } = plugin();
+    std::fs::remove_file(flag).unwrap();
+    let path = directory.path().join("pwtest");
+    let script = std::fs::read_to_string(&path).unwrap();
+    let orphan = "#!/bin/sh\n(sleep 0.5 & exec true) </dev/null >/dev/null 2>&1\n";
+    std::fs::write(&path, script.replacen("#!/bin/sh\n", orphan, 1)).unwrap();
+    let daemon = Daemon::start_with(&extra).await;
+    daemon.run_pod(pod("orphan")).await;
+    let seen = || children(daemon.pid()).into_iter().filter(|(name, _)| name == "sleep").collect::<Vec<_>>();
+    eventually("the orphan is the daemon's", async || !seen().is_empty()).await;
+    eventually("the orphan is reaped", async || seen().is_empty()).await;
+    daemon.finish().await;
+}
+
+/// The names and states of a process's children.
+fn children(pid: u32) -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<String> =
+        lists.flat_map(|l| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let stats = pids.iter().filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    stats
+        .filter_map(|stat| {
+            let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+            Some((name.to_owned(), rest.split_whitespace().next()?.to_owned()))
+        })
+        .collect()
 }
