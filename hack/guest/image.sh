@@ -160,6 +160,7 @@ choose_accelerator() {
 }
 
 # boot DIRECTORY SECONDS: DIRECTORY/job in the machine; prints its output, returns its exit code.
+# The machine writes to the disk $data_image, if that is set, and its process is in DIRECTORY/pid.
 boot() {
   local dir=$1 limit=$2 size status=0
   size=$(($(du -sk "$dir/job" | cut -f1) * 11 / 10 + 8192))
@@ -183,7 +184,8 @@ boot() {
     -device virtio-serial-pci -chardev "file,id=output,path=$dir/output" \
     -device virtserialport,chardev=output,name=job.output \
     -chardev "file,id=exit,path=$dir/exit" -device virtserialport,chardev=exit,name=job.exit \
-    -device virtio-rng-pci >"$dir/qemu" 2>&1 </dev/null &
+    ${data_image:+-drive "if=none,id=data,file=$data_image,format=qcow2,cache=writeback" -device virtio-blk-pci,drive=data} \
+    -pidfile "$dir/pid" -device virtio-rng-pci >"$dir/qemu" 2>&1 </dev/null &
   local machine=$!
   # Without carriage returns, which the port's line discipline adds.
   tail -n +1 -f -s 0.2 --pid=$machine "$dir/output" | sed -u 's/\r$//'
