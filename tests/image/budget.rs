@@ -28,7 +28,7 @@ async fn memory_and_descriptors_do_not_grow_with_an_image() {
             fs::create_dir_all(&directory).unwrap();
             for file in 0..4_usize {
                 let bytes: Vec<u8> =
-                    (0..40_000_usize).map(|at| (at * (number + file + 7) >> 5) as u8).collect();
+                    (0..40_000_usize).map(|at| ((at * (number + file + 7)) >> 5) as u8).collect();
                 fs::write(directory.join(file.to_string()), bytes).unwrap();
             }
         }
