@@ -23,6 +23,8 @@ use super::{bpf, compile, default};
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+/// `A = nr` of struct seccomp_data: BPF_LD | BPF_W | BPF_ABS.
+const LOAD_NUMBER: (u16, u32) = (0x20, 0);
 
 /// The kernel's struct seccomp_data, without the instruction pointer.
 #[derive(Debug, Clone, Copy)]
@@ -237,6 +239,11 @@ fn for_calls(profile: &LinuxSeccomp, mut check: impl FnMut(&Call)) {
 fn compare_with_libseccomp(profile: &LinuxSeccomp) {
     let ours = compile::program(profile).unwrap();
     let (theirs, unknown) = oracle(profile);
+    // Where x32 is listed and no rule is of it, libseccomp 2.5.4 compares numbers with what it has not loaded.
+    let names = profile.syscalls().iter().flatten().flat_map(|s| s.names()).map(String::as_str);
+    if !calls(names).is_empty() && !theirs.iter().any(|i| (i.code, i.k) == LOAD_NUMBER) {
+        return;
+    }
     let newer = newer(profile);
     for_calls(profile, |call| {
         if !unknown.contains(&(call.arch, call.number)) {
