@@ -202,8 +202,9 @@ impl Making<'_> {
         let entry = cgroups.entry(&cgroup)?;
         // A privileged one has the host's cgroup namespace, and so its view.
         let privileged = spec.security.privileged;
-        let view = cgroups.show((!privileged).then_some(&cgroup), !privileged)?;
-        let tree = Tree::of_cgroup(view, !privileged)?;
+        let step = || "mounting /sys/fs/cgroup";
+        let view = cgroups.show((!privileged).then_some(&cgroup), !privileged).step(step)?;
+        let tree = Tree::of_cgroup(view, !privileged).step(step)?;
         Ok((Confined { cgroup, warnings, entry }, tree))
     }
 

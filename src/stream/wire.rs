@@ -479,6 +479,30 @@ mod tests {
         assert_eq!(flush.await.unwrap(), Err(Gone));
     }
 
+    /// Many silent sessions must not hold what they once needed.
+    #[tokio::test]
+    async fn a_connection_that_falls_silent_gives_its_buffer_back() {
+        let (ours, mut client) = tokio::io::duplex(1 << 20);
+        let mut intake = Intake::new(Box::new(ours), Bytes::new());
+        let mut buffer = BytesMut::new();
+        for _ in 0..4 {
+            client.write_all(&[0; 300 << 10]).await.unwrap();
+            let mut came = 0;
+            while came < 300 << 10 {
+                came += intake.read(&mut buffer).await.unwrap();
+                buffer.clear();
+            }
+        }
+        assert_eq!(intake.size, READ_LAST);
+        let last = async {
+            tokio::time::sleep(2 * KEEP_BUFFER).await;
+            client.write_all(&[0]).await.unwrap();
+        };
+        let (read, ()) = tokio::join!(intake.read(&mut buffer), last);
+        assert_eq!(read.unwrap(), 1);
+        assert!(buffer.capacity() <= READ_FIRST && intake.size <= READ_FIRST, "{}", buffer.capacity());
+    }
+
     /// A connection that is reset while the client does not read must not tear the frames of another.
     #[tokio::test]
     async fn a_write_that_is_dropped_half_way_is_finished_by_the_next() {

@@ -40,7 +40,7 @@ func (t *transcript) until(what string) error {
 	return fmt.Errorf("%q is not in %q", what, t.String())
 }
 
-// Sizes of a terminal that never changes.
+// The size of a terminal that never changes.
 type sizeOnce struct{ sent bool }
 
 func (s *sizeOnce) Next() *remotecommand.TerminalSize {
@@ -60,7 +60,12 @@ func converse(s server, t transport, id, line, answer string, o remotecommand.St
 	out := &transcript{}
 	o.Stdin, o.Stdout = in, out
 	ended := make(chan error, 1)
-	go func() { ended <- t.attach(ctx, s.(runtime), id, o) }()
+	go func() {
+		err := t.attach(ctx, s.(runtime), id, o)
+		// Nobody reads what is still to be said.
+		in.CloseWithError(fmt.Errorf("the session ended: %v", err))
+		ended <- err
+	}()
 	if _, err := io.WriteString(say, line+"\n"); err != nil {
 		return err
 	}
@@ -74,7 +79,7 @@ func converse(s server, t transport, id, line, answer string, o remotecommand.St
 
 func attachAgain(s server, t transport) error {
 	if *attached == "" {
-		return nil
+		return fmt.Errorf("-attach is not given")
 	}
 	for _, word := range []string{"one", "two", "three"} {
 		line := fmt.Sprintf("%s-%s", word, t)
@@ -87,10 +92,9 @@ func attachAgain(s server, t transport) error {
 
 func attachTerminal(s server, t transport) error {
 	if *console == "" {
-		return nil
+		return fmt.Errorf("-attach-tty is not given")
 	}
 	options := remotecommand.StreamOptions{Tty: true, TerminalSizeQueue: &sizeOnce{}}
 	// The size may come after the first line.
-	time.Sleep(100 * time.Millisecond)
 	return converse(s, t, *console, "size\nsize\nsize", "43 132", options)
 }

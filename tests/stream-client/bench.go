@@ -42,32 +42,14 @@ func bench(ours, reference server) int {
 			if !strings.Contains(name, *only) {
 				continue
 			}
-			measured := map[server][]float64{}
-			failed := map[server]error{}
-			for range *rounds {
-				for _, s := range []server{ours, reference} {
-					if failed[s] != nil {
-						continue
-					}
-					value, err := m.run(s, t)
-					if err != nil {
-						failed[s] = err
-						continue
-					}
-					measured[s] = append(measured[s], value)
-				}
+			f, errOurs, errReference := alternate(ours, reference, func(s server) (float64, error) { return m.run(s, t) })
+			if errReference != nil {
+				fmt.Fprintf(os.Stderr, "%s: the reference: %v\n", name, errReference)
 			}
-			if err := failed[reference]; err != nil {
-				fmt.Fprintf(os.Stderr, "%s: the reference: %v\n", name, err)
-			}
-			if err := failed[ours]; err != nil {
-				fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+			if errOurs != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n", name, errOurs)
 				code = 1
 				continue
-			}
-			f := figure{Ours: median(measured[ours]), Reference: median(measured[reference])}
-			if f.Reference != 0 {
-				f.Ratio = f.Ours / f.Reference
 			}
 			figures[name] = f
 		}
@@ -76,6 +58,32 @@ func bench(ours, reference server) int {
 	out.SetIndent("", "  ")
 	_ = out.Encode(figures)
 	return code
+}
+
+// Rounds of both, until one fails.
+func alternate(ours, reference server, run func(server) (float64, error)) (f figure, errOurs, errReference error) {
+	var our, theirs []float64
+	for range *rounds {
+		our, errOurs = again(our, errOurs, func() (float64, error) { return run(ours) })
+		theirs, errReference = again(theirs, errReference, func() (float64, error) { return run(reference) })
+	}
+	f = figure{Ours: median(our), Reference: median(theirs)}
+	if f.Reference != 0 {
+		f.Ratio = f.Ours / f.Reference
+	}
+	return f, errOurs, errReference
+}
+
+// One more value, unless one has failed.
+func again(values []float64, err error, run func() (float64, error)) ([]float64, error) {
+	if err != nil {
+		return values, err
+	}
+	value, err := run()
+	if err != nil {
+		return nil, err
+	}
+	return append(values, value), nil
 }
 
 // 0 of none.

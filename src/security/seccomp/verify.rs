@@ -241,7 +241,11 @@ fn compare_with_libseccomp(profile: &LinuxSeccomp) {
     let (theirs, unknown) = oracle(profile);
     // Where x32 is listed and no rule is of it, libseccomp 2.5.4 compares numbers with what it has not loaded.
     let names = profile.syscalls().iter().flatten().flat_map(|s| s.names()).map(String::as_str);
-    if !calls(names).is_empty() && !theirs.iter().any(|i| (i.code, i.k) == LOAD_NUMBER) {
+    let lists_x32 = profile.architectures().iter().flatten().any(|arch| *arch == Arch::ScmpArchX32);
+    if lists_x32
+        && calls(names).iter().all(|(_, number)| *number < X32_BIT)
+        && !theirs.iter().any(|i| (i.code, i.k) == LOAD_NUMBER)
+    {
         return;
     }
     let newer = newer(profile);
