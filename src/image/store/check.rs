@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use super::catalog::LayerState;
 use super::index::Change;
@@ -41,18 +42,32 @@ pub struct Report {
     pub repaired: bool,
 }
 
+/// What a look at one layer's directory gives.
+enum Found {
+    Differences(Vec<String>),
+    NoManifest,
+}
+
 impl Store {
     /// Reads the whole store. Blocking, for as long as that takes; pulls and containers go on.
     pub fn check(&self, repair: bool) -> Result<Report> {
         let mut report = Report { repaired: repair, ..Report::default() };
         let layers = self.catalog().indexed_layers();
         for (diff_id, number) in layers {
-            report.layers += 1;
-            let found = self.check_layer(number, &mut report)?;
-            // It may have been removed meanwhile.
-            if found.is_empty() || self.catalog().number_of(diff_id) != Some(number) {
+            let found = self.check_layer(number);
+            // It may have been removed meanwhile, and what was found is that.
+            if self.catalog().number_of(diff_id) != Some(number) {
                 continue;
             }
+            report.layers += 1;
+            let found = match found {
+                Found::Differences(found) if found.is_empty() => continue,
+                Found::Differences(found) => found,
+                Found::NoManifest => {
+                    report.unverified += 1;
+                    continue;
+                }
+            };
             let images = self.catalog().names_with(diff_id);
             let remedy = "withdraw it: its images are pulled anew, containers that use it keep it".to_owned();
             report.faults.push(Fault { what: format!("layer {diff_id}"), found, images, remedy });
@@ -66,20 +81,17 @@ impl Store {
         Ok(report)
     }
 
-    fn check_layer(&self, number: u64, report: &mut Report) -> Result<Vec<String>> {
+    fn check_layer(&self, number: u64) -> Found {
         let directory = self.root.join("layers").join(number.to_string());
         let (root, manifest) = (directory.join("fs"), directory.join("manifest"));
         if !root.is_dir() {
-            return Ok(vec![format!("{} is missing", root.display())]);
+            return Found::Differences(vec![format!("{} is missing", root.display())]);
         }
         match unpack::verify(&root, &manifest, MAX_TOLD) {
-            Ok(found) => Ok(found),
-            Err(e) if e.kind() == ErrorKind::NotFound && !manifest.exists() => {
-                report.unverified += 1;
-                Ok(Vec::new())
-            }
-            Err(e) if e.kind() == ErrorKind::InvalidData => Ok(vec![e.to_string()]),
-            Err(e) => Ok(vec![format!("reading {}: {e}", directory.display())]),
+            Ok(found) => Found::Differences(found),
+            Err(e) if e.kind() == ErrorKind::NotFound && !manifest.exists() => Found::NoManifest,
+            Err(e) if e.kind() == ErrorKind::InvalidData => Found::Differences(vec![e.to_string()]),
+            Err(e) => Found::Differences(vec![format!("reading {}: {e}", directory.display())]),
         }
     }
 
@@ -109,10 +121,15 @@ impl Store {
         let known = self.catalog().layer_numbers();
         for number in there.difference(&known) {
             let path = layers.join(number.to_string());
-            // A commit may have just placed it.
+            // A commit may have just placed it, or a removal be about to take it away.
+            let change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
             if self.catalog().layer_numbers().contains(number) || !path.exists() {
                 continue;
             }
+            if repair {
+                self.rename(*number, "layers", "staging")?;
+            }
+            drop(change);
             report.faults.push(Fault {
                 what: path.display().to_string(),
                 found: vec!["is in no index".into()],
@@ -120,7 +137,7 @@ impl Store {
                 remedy: "delete it".into(),
             });
             if repair {
-                delete(&path);
+                delete(&self.root.join("staging").join(number.to_string()));
             }
         }
         Ok(())
@@ -129,7 +146,7 @@ impl Store {
     /// Takes images out of the index, and `diff_id`'s directory with them. What containers use
     /// stays on the disk until they release it, also over restarts.
     pub(super) fn withdraw(&self, images: Vec<Digest>, diff_id: Option<Digest>) -> Result<()> {
-        let _change = self.change.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = self.catalog().kept_by_holders(&images);
         let change = Change {
             delete_images: images.clone(),

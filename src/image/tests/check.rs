@@ -109,6 +109,32 @@ async fn a_store_without_a_daemon_is_checked_too() {
     assert!(check_offline(&root.path().join("none"), false).is_err());
 }
 
+/// A layer that goes between two looks at it is no fault, and none that cannot be verified.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_beside_removals_finds_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let (fake, images) = (Fake::plain().await, std::sync::Arc::new(open(root.path()).await));
+    let layers: Vec<_> =
+        (0..12).map(|n| layer(&[(format!("file{n}").as_str(), &[n as u8; 20_000][..])])).collect();
+    fake.put_image("a/b", "v1", &layers);
+    let name = fake.reference("a/b:v1");
+    for round in 0..25 {
+        images.pull(&name, Auth::default()).await.unwrap();
+        let checker = std::sync::Arc::clone(&images);
+        let checking = tokio::spawn(async move {
+            let mut reports = Vec::new();
+            while reports.last().is_none_or(|report: &Report| report.layers > 0) {
+                reports.push(checker.check(false).await.unwrap());
+            }
+            reports
+        });
+        images.remove(&name).await.unwrap();
+        for report in checking.await.unwrap() {
+            assert_eq!((report.unverified, report.faults), (0, vec![]), "round {round}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_layer_costs_its_images_and_not_the_start() {
     let root = tempfile::tempdir().unwrap();
