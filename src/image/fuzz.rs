@@ -56,18 +56,44 @@ pub fn gunzip(data: &[u8]) {
 
 /// A layer stays inside its directory, and within its limits.
 pub fn tar_layer(data: &[u8]) {
+    let data = sealed(data);
     let place = std::env::temp_dir().join(format!("podwright-fuzz-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&place);
     let root = place.join("root");
     std::fs::create_dir_all(&root).expect("a directory");
     std::fs::write(place.join("canary"), "sings").expect("a file");
     let limits = Limits { bytes: 1 << 20, entries: 64, depth: 16 };
-    if let Ok(applied) = unpack::apply(data, &root, Some(&place.join("manifest")), limits) {
+    if let Ok(applied) = unpack::apply(&data[..], &root, Some(&place.join("manifest")), limits) {
         assert!(applied.implied.len() <= 64 * 16);
+        let faults = unpack::verify(&root, &place.join("manifest"), 10).expect("a manifest");
+        assert!(faults.is_empty(), "{faults:?}");
     }
+    assert!(depth(&root) <= limits.depth + 2, "{}", depth(&root));
     assert_eq!(names(&place), ["canary", "manifest", "root"]);
     assert_eq!(std::fs::read(place.join("canary")).ok().as_deref(), Some(&b"sings"[..]));
     let _ = std::fs::remove_dir_all(&place);
+}
+
+/// With the checksums that no change of a byte here and there could find.
+fn sealed(data: &[u8]) -> Vec<u8> {
+    let mut sealed = data.to_vec();
+    for block in sealed.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar") {
+        seal(block);
+    }
+    sealed
+}
+
+fn seal(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+}
+
+/// How deep directories lie in each other.
+fn depth(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    inner.map(|entry| 1 + depth(&entry.path())).max().unwrap_or(0)
 }
 
 fn names(place: &Path) -> Vec<String> {
@@ -108,9 +134,7 @@ fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
     header[156] = kind;
     header[157..157 + link.len()].copy_from_slice(link.as_bytes());
     header[257..265].copy_from_slice(b"ustar\x0000");
-    header[148..156].fill(b' ');
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    seal(&mut header);
     let padding = content.len().next_multiple_of(512) - content.len();
     [&header[..], content, &vec![0; padding]].concat()
 }
@@ -133,7 +157,15 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
         entry("fifo", b'6', "", b""),
         entry("/absolute", b'0', "", b""),
     ];
-    vec![plain.concat(), extended.concat(), entry("../up", b'0', "", b"x")]
+    // Down through links: deeper than any of its names.
+    let deep = [
+        entry("a/b/c/d/e/f", b'5', "", b""),
+        entry("x", b'2', "a/b/c/d/e/f", b""),
+        entry("x/a/b/c/d/e/f", b'5', "", b""),
+        entry("y", b'2', "x/a/b/c/d/e/f", b""),
+        entry("y/a/b/c/d/e/f/g", b'5', "", b""),
+    ];
+    vec![plain.concat(), extended.concat(), deep.concat(), entry("../up", b'0', "", b"x")]
 }
 
 /// Stored, fixed and dynamic blocks; matches near and far; a stream that is cut off, and one with more

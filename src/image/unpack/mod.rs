@@ -7,6 +7,7 @@
 pub mod archive;
 mod attributes;
 mod header;
+mod metadata;
 mod pax;
 mod record;
 #[cfg(test)]
@@ -19,9 +20,9 @@ use std::io::{self, BufRead};
 use std::path::Path;
 
 use archive::{Archive, Entry, Kind};
+pub use metadata::inherit;
 use rustix::fs::FileType;
 use tree::Tree;
-pub use tree::inherit;
 pub use verify::verify;
 use writeback::Writeback;
 
@@ -66,7 +67,7 @@ pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: 
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
     let failed = |step: &str, error: io::Error| failed(step, root, error);
     let log = record::Log::create(manifest).map_err(|e| failed("making the layer's manifest", e))?;
-    let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log)).map_err(opening)?;
+    let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log, limits.depth)).map_err(opening)?;
     let writeback = Writeback::start();
     let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, entries: 0, bytes: 0 };
     while let Some(entry) =
@@ -179,10 +180,15 @@ impl<R: BufRead> Layer<R> {
         let segments = entry.sparse.as_deref().unwrap_or(&whole);
         let mut data = 0_u64;
         let mut unwritten = 0;
+        let too_large = || Err(refused(format!("the layer is larger than {} bytes", self.limits.bytes)));
+        // One that is nothing but a hole has no segment.
+        if entry.size > self.limits.bytes {
+            return too_large();
+        }
         for &(offset, len) in segments {
             data += len;
-            if entry.size > self.limits.bytes || self.bytes + data > self.limits.bytes {
-                return Err(refused(format!("the layer is larger than {} bytes", self.limits.bytes)));
+            if self.bytes + data > self.limits.bytes {
+                return too_large();
             }
             let mut written = 0;
             while written < len {

@@ -11,14 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::archive::Entry;
 use super::record::{Log, Meta, Record};
-use super::{Applied, attributes};
+use super::{Applied, attributes, metadata, refused};
 use crate::image::Usage;
 
 /// Parent directories kept open: archives are written directory by directory.
@@ -26,7 +24,7 @@ const CACHED_PARENTS: usize = 16;
 /// What a file or directory is counted with, in bytes: the usual block of a filesystem.
 const BLOCK: u64 = 4096;
 const OPAQUE: &str = "trusted.overlay.opaque";
-const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 pub struct Tree {
     root: Rc<Directory>,
@@ -42,6 +40,8 @@ pub struct Tree {
     /// Set at the end, since making entries in a directory changes its own.
     directory_times: HashMap<Vec<u8>, (i64, u32)>,
     pub usage: Usage,
+    /// Components of a directory's path.
+    depth: usize,
 }
 
 struct Directory {
@@ -75,15 +75,16 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 impl Tree {
-    /// `log` gets what is made.
-    pub fn new(root: OwnedFd, log: Log) -> io::Result<Self> {
+    /// `log` gets what is made; no directory has more than `depth` components, whatever links led there.
+    pub fn new(root: OwnedFd, log: Log, depth: usize) -> io::Result<Self> {
         let usage = Usage { bytes: BLOCK, inodes: 1 };
         let host_path = path_of(&root)?;
         let inherits = !attributes::read(root.as_fd(), b".")?.is_empty();
         let root = Rc::new(Directory { fd: root, path: Vec::new() });
         let (parents, directory_times) = (VecDeque::new(), HashMap::new());
         let implied = BTreeSet::new();
-        let mut tree = Self { root, host_path, parents, log, implied, inherits, directory_times, usage };
+        let mut tree =
+            Self { root, host_path, parents, log, implied, inherits, directory_times, usage, depth };
         if inherits {
             let root = Rc::clone(&tree.root);
             tree.note_attributes(root.fd.as_fd(), b".", Vec::new())?;
@@ -125,12 +126,12 @@ impl Tree {
             file.set_len(entry.size)?;
         }
         self.usage.bytes += data.next_multiple_of(BLOCK);
-        set_metadata(file.as_fd(), entry)?;
+        metadata::set(file.as_fd(), entry)?;
         let checksum = entry.sparse.is_none().then_some(checksum);
-        let meta = meta(entry, FileType::RegularFile);
+        let meta = metadata::of(entry, FileType::RegularFile);
         self.log.add(&Record::File { path: place.path(), meta, size: entry.size, checksum })?;
         self.note_any_attributes(place, entry)?;
-        let times = timestamps(entry.mtime);
+        let times = metadata::timestamps(entry.mtime);
         Ok(rustix::fs::futimens(file, &times)?)
     }
 
@@ -138,19 +139,21 @@ impl Tree {
     pub fn make_directory(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
         self.bare_directory(place, Mode::from_raw_mode(0o700))?;
         let fd = rustix::fs::openat(place.fd(), place.name, DIRECTORY, Mode::empty())?;
-        set_metadata(fd.as_fd(), entry)?;
+        metadata::set(fd.as_fd(), entry)?;
         self.directory_times.insert(place.path(), entry.mtime);
         self.implied.remove(&place.path());
-        self.log.add(&Record::Directory { path: place.path(), meta: meta(entry, FileType::Directory) })?;
+        self.log
+            .add(&Record::Directory { path: place.path(), meta: metadata::of(entry, FileType::Directory) })?;
         self.note_any_attributes(place, entry)
     }
 
     /// The metadata of the tree's root: the archive's entry `./`.
     pub fn set_root(&mut self, entry: &Entry) -> io::Result<()> {
         let fd = rustix::fs::openat(&self.root.fd, ".", DIRECTORY, Mode::empty())?;
-        set_metadata(fd.as_fd(), entry)?;
+        metadata::set(fd.as_fd(), entry)?;
         self.directory_times.insert(Vec::new(), entry.mtime);
-        self.log.add(&Record::Directory { path: Vec::new(), meta: meta(entry, FileType::Directory) })?;
+        self.log
+            .add(&Record::Directory { path: Vec::new(), meta: metadata::of(entry, FileType::Directory) })?;
         let place = Place { parent: Rc::clone(&self.root), name: b"" };
         self.note_any_attributes(&place, entry)
     }
@@ -158,8 +161,9 @@ impl Tree {
     pub fn symlink(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
         self.make(place, |p| rustix::fs::symlinkat(entry.link.as_slice(), p.fd(), p.name))?;
         self.usage.inodes += 1;
-        set_metadata_at(place, entry, false)?;
-        let meta = Meta { mode: FileType::Symlink.as_raw_mode() | 0o777, ..meta(entry, FileType::Symlink) };
+        metadata::set_at(place.fd().as_fd(), place.name, entry, false)?;
+        let meta =
+            Meta { mode: FileType::Symlink.as_raw_mode() | 0o777, ..metadata::of(entry, FileType::Symlink) };
         self.log.add(&Record::Symlink { path: place.path(), meta, target: entry.link.clone() })?;
         self.note_any_attributes(place, entry)
     }
@@ -170,8 +174,8 @@ impl Tree {
         let mode = Mode::from_raw_mode(0o600);
         self.make(place, |p| rustix::fs::mknodat(p.fd(), p.name, kind, mode, device))?;
         self.usage.inodes += 1;
-        set_metadata_at(place, entry, true)?;
-        self.log.add(&Record::Node { path: place.path(), meta: meta(entry, kind), device })?;
+        metadata::set_at(place.fd().as_fd(), place.name, entry, true)?;
+        self.log.add(&Record::Node { path: place.path(), meta: metadata::of(entry, kind), device })?;
         self.note_any_attributes(place, entry)
     }
 
@@ -214,7 +218,7 @@ impl Tree {
     pub fn finish(mut self) -> io::Result<Applied> {
         for (path, mtime) in std::mem::take(&mut self.directory_times) {
             match self.resolve(&path) {
-                Ok(fd) => rustix::fs::utimensat(&fd, ".", &timestamps(mtime), AtFlags::empty())?,
+                Ok(fd) => rustix::fs::utimensat(&fd, ".", &metadata::timestamps(mtime), AtFlags::empty())?,
                 // A later entry of the archive took its place.
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
                 Err(e) => return Err(e.into()),
@@ -241,6 +245,11 @@ impl Tree {
         let real = path_of(&fd)?;
         let real = real.strip_prefix(self.host_path.as_slice()).unwrap_or_default();
         let real = real.strip_prefix(b"/").unwrap_or(real).to_vec();
+        // Names through symbolic links are shorter than the way they go, and whoever removes or checks the
+        // tree goes all of it, with a directory open for each step.
+        if real.iter().filter(|b| **b == b'/').count() >= self.depth {
+            return Err(refused(format!("the path leads deeper than {} directories", self.depth)));
+        }
         let directory = Rc::new(Directory { fd, path: real });
         if self.parents.len() == CACHED_PARENTS {
             self.parents.pop_front();
@@ -306,8 +315,8 @@ impl Tree {
 
     /// Notes what the entry's file has, where it may have something.
     fn note_any_attributes(&mut self, place: &Place<'_>, entry: &Entry) -> io::Result<()> {
-        self.inherits |= kept_xattrs(entry).any(|(name, _)| name == b"system.posix_acl_default");
-        if !self.inherits && kept_xattrs(entry).next().is_none() {
+        self.inherits |= metadata::kept_xattrs(entry).any(|(name, _)| name == b"system.posix_acl_default");
+        if !self.inherits && metadata::kept_xattrs(entry).next().is_none() {
             return Ok(());
         }
         let name = if place.name.is_empty() { b"." } else { place.name };
@@ -405,94 +414,10 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-fn meta(entry: &Entry, kind: FileType) -> Meta {
-    Meta { mode: kind.as_raw_mode() | entry.mode, uid: entry.uid, gid: entry.gid }
-}
-
 /// The host's path of what `fd` has open.
 fn path_of(fd: &OwnedFd) -> io::Result<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     Ok(rustix::fs::readlink(link, Vec::new())?.into_bytes())
-}
-
-/// In this order: chown drops set-id bits and capabilities, chmod restores the bits, and the
-/// attributes come last.
-fn set_metadata(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
-    rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode))?;
-    for (name, value) in kept_xattrs(entry) {
-        tolerate(name, rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
-    }
-    Ok(())
-}
-
-/// Of what cannot be opened. Nobody else changes the tree, so that the name still means the same.
-fn set_metadata_at(place: &Place<'_>, entry: &Entry, has_mode: bool) -> io::Result<()> {
-    let (parent, name) = (place.fd(), place.name);
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    if has_mode {
-        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
-    }
-    for (attribute, value) in kept_xattrs(entry) {
-        // There is no lsetxattr relative to an fd before Linux 6.13.
-        let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
-        tolerate(attribute, rustix::fs::lsetxattr(path.as_slice(), attribute, value, XattrFlags::empty()))?;
-    }
-    let times = timestamps(entry.mtime);
-    Ok(rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// What an image may set. `trusted.overlay.*` would tell overlay things that are ours to say
-/// (redirects, metadata-only copies); SELinux labels are the node's policy.
-fn kept_xattrs(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    entry
-        .xattrs
-        .iter()
-        .map(|(name, value)| (name.as_slice(), value.as_slice()))
-        .filter(|(name, _)| !name.starts_with(b"trusted.overlay.") && *name != b"security.selinux")
-}
-
-/// A filesystem without user attributes, or a kind of file that cannot have them, loses those as
-/// with every other unpacker; file capabilities are never lost silently.
-fn tolerate(name: &[u8], result: Result<(), Errno>) -> io::Result<()> {
-    match result {
-        Err(Errno::OPNOTSUPP | Errno::PERM) if name.starts_with(b"user.") || name.starts_with(b"system.") => {
-            Ok(())
-        }
-        other => Ok(other?),
-    }
-}
-
-fn timestamps((tv_sec, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-/// Gives the directory `path` of the layer `upper` the metadata that it has in the first of
-/// `lowers` which has it: overlay shows the upper one's, and the archive said nothing about it.
-pub fn inherit(upper: &std::path::Path, path: &[u8], lowers: &[std::path::PathBuf]) -> io::Result<()> {
-    let open = |layer: &std::path::Path| -> io::Result<OwnedFd> {
-        let root = open_root(layer)?;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(rustix::fs::openat2(&root, path, DIRECTORY, Mode::empty(), resolve)?)
-    };
-    for lower in lowers {
-        let below = match open(lower) {
-            Ok(below) => below,
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        let stat = rustix::fs::fstat(&below)?;
-        let own = open(upper)?;
-        rustix::fs::fchown(&own, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-        rustix::fs::fchmod(&own, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-        let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
-        return Ok(rustix::fs::futimens(&own, &Timestamps { last_access: time, last_modification: time })?);
-    }
-    Ok(())
 }
 
 /// Opens a directory of ours by its path on the host.
