@@ -172,17 +172,42 @@ impl Platform {
         Self { architecture: architecture.into(), os: "linux".into(), variant: variant.map(str::to_owned) }
     }
 
-    /// How well `self` fits the host; smaller is better, None not at all. Plain amd64 is v1, the
-    /// plain form of arm64 is v8.
+    /// How well `self` fits the host; smaller is better, None not at all. As containerd has it: names
+    /// that others use mean the same, plain amd64 is v1, the plain form of arm64 is v8 and that of arm v7;
+    /// what an older processor of the family would run comes after what this one is.
     fn rank(&self, host: &Self) -> Option<usize> {
-        if self.os != host.os || self.architecture != host.architecture {
+        let (architecture, variant) = self.normal();
+        if !self.os.eq_ignore_ascii_case(&host.os) {
             return None;
         }
-        match (self.variant.as_deref().unwrap_or_default(), host.variant.as_deref()) {
-            ("", _) => Some(0),
-            (variant, Some(wanted)) if variant == wanted => Some(0),
-            ("v1", None) => Some(0),
+        if architecture == host.architecture {
+            let same = variant.is_empty() || Some(variant) == host.variant.as_deref();
+            return same.then_some(0);
+        }
+        match (host.architecture.as_str(), architecture, variant) {
+            ("amd64", "386", "") => Some(1),
+            ("arm64", "arm", "v8") => Some(1),
+            ("arm64", "arm", "v7") => Some(2),
+            ("arm64", "arm", "v6") => Some(3),
+            ("arm64", "arm", "v5") => Some(4),
             _ => None,
+        }
+    }
+
+    /// Architecture and variant; the latter is empty where it is the usual one.
+    fn normal(&self) -> (&str, &str) {
+        let variant = self.variant.as_deref().unwrap_or_default();
+        match (self.architecture.as_str(), variant) {
+            ("amd64" | "x86_64" | "x86-64", "" | "v1") => ("amd64", ""),
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("i386" | "386", _) => ("386", ""),
+            ("arm64" | "aarch64", "" | "8" | "v8") => ("arm64", ""),
+            ("aarch64", variant) => ("arm64", variant),
+            ("arm", "" | "7") | ("armhf", _) => ("arm", "v7"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "6") | ("armel", _) => ("arm", "v6"),
+            ("arm", "8") => ("arm", "v8"),
+            other => other,
         }
     }
 }
@@ -283,6 +308,35 @@ mod tests {
         let Manifest::Index(list) = parse(entries).unwrap() else { panic!() };
         let chosen: Vec<_> = choose(&list, &host).iter().map(|d| d.digest.to_string()).collect();
         assert_eq!(chosen, [digest("amd64"), digest("none")]);
+    }
+
+    #[test]
+    fn platforms_go_by_other_names_and_older_ones_do_in_need() {
+        let platform = |architecture: &str, variant: &str| Platform {
+            architecture: architecture.into(),
+            os: "linux".into(),
+            variant: (!variant.is_empty()).then(|| variant.to_owned()),
+        };
+        let (amd64, arm64) = (platform("amd64", ""), platform("arm64", "v8"));
+        for (name, variant, on_amd64, on_arm64) in [
+            ("amd64", "v1", Some(0), None),
+            ("x86_64", "", Some(0), None),
+            ("amd64", "v2", None, None),
+            ("386", "", Some(1), None),
+            ("arm64", "", None, Some(0)),
+            ("arm64", "v8", None, Some(0)),
+            ("aarch64", "", None, Some(0)),
+            ("arm64", "v9", None, None),
+            ("arm", "v8", None, Some(1)),
+            ("arm", "", None, Some(2)),
+            ("arm", "v6", None, Some(3)),
+            ("arm", "v5", None, Some(4)),
+            ("riscv64", "", None, None),
+        ] {
+            let it = platform(name, variant);
+            assert_eq!((it.rank(&amd64), it.rank(&arm64)), (on_amd64, on_arm64), "{name} {variant}");
+        }
+        assert_eq!(Platform { os: "windows".into(), ..platform("amd64", "") }.rank(&amd64), None);
     }
 
     proptest! {
