@@ -7,43 +7,120 @@ use std::path::Path;
 use std::time::Instant;
 
 use podwright::image::Auth;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{Registry, open};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_form_that_skopeo_pushes_gives_the_same_layers() {
-    let Some(registry) = Registry::start() else { return };
+/// Two layers, and an archive of them.
+fn small_image(registry: &Registry) -> std::path::PathBuf {
     let layers = ["lower", "upper"].map(|name| registry.directory.path().join(name));
     fs::create_dir_all(layers[0].join("bin")).unwrap();
     fs::write(layers[0].join("bin/sh"), vec![0x7f; 300_000]).unwrap();
     fs::create_dir_all(layers[1].join("etc")).unwrap();
     fs::write(layers[1].join("etc/motd"), "hello\n").unwrap();
     std::os::unix::fs::chown(layers[1].join("etc/motd"), Some(12), Some(34)).unwrap();
-    let archive = registry.archive(&layers);
-    let forms: [(&str, &[&str]); 4] = [
-        ("docker", &["--format", "v2s2"]),
-        ("oci", &["--format", "oci"]),
-        ("zstd", &["--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"]),
-        ("gzip", &["--format", "oci", "--dest-compress", "--dest-compress-format", "gzip"]),
-    ];
-    let root = tempfile::tempdir().unwrap();
-    let images = open(root.path()).await;
-    let mut stacks = Vec::new();
-    for (name, arguments) in forms {
-        registry.push(&archive, &format!("forms/{name}:v1"), arguments);
-        let reference = registry.reference(&format!("forms/{name}:v1"));
+    registry.archive(&layers)
+}
+
+/// Each by a registry and into a store of its own, so that neither skopeo nor a pull takes what another form
+/// brought.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_that_skopeo_pushes_gives_the_same_layers() {
+    let Some(first) = Registry::start() else { return };
+    let archive = small_image(&first);
+    let docker = format!("docker-archive:{}", archive.display());
+    let plain = format!("oci:{}:v1", first.layout(&archive).display());
+    let zstd: &[&str] = &["--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"];
+    let gzip: &[&str] = &["--format", "oci", "--dest-compress", "--dest-compress-format", "gzip"];
+    for (name, source, arguments, kind) in [
+        ("docker", &docker, &["--format", "v2s2"][..], "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+        ("oci", &docker, &["--format", "oci"], "application/vnd.oci.image.layer.v1.tar+gzip"),
+        ("zstd", &docker, zstd, "application/vnd.oci.image.layer.v1.tar+zstd"),
+        ("gzip", &docker, gzip, "application/vnd.oci.image.layer.v1.tar+gzip"),
+        // As skopeo has it: what is not compressed at all goes by the name of what is.
+        ("plain", &plain, &["--preserve-digests"], "application/vnd.oci.image.layer.v1.tar+gzip"),
+    ] {
+        let registry = Registry::start().unwrap();
+        let image = format!("forms/{name}:v1");
+        registry.copy(source, &image, arguments);
+        let pushed = registry.manifest(&image)["layers"][0].clone();
+        let is_plain = pushed["size"].as_u64().unwrap() > 300_000;
+        assert_eq!((pushed["mediaType"].as_str().unwrap(), is_plain), (kind, name == "plain"), "{name}");
+        let root = tempfile::tempdir().unwrap();
+        let images = open(root.path()).await;
+        let reference = registry.reference(&image);
         let id = images.pull(&reference, Auth::default()).await.unwrap();
         let resolved = images.status(&reference).unwrap().unwrap();
         assert_eq!(resolved.image.id, id);
         assert_eq!((resolved.image.uid, resolved.image.username.as_str()), (None, "nobody"));
-        stacks.push(resolved.layers);
+        let [upper, lower] = &resolved.layers[..] else { panic!("{name}: {resolved:?}") };
+        let stat = fs::metadata(upper.join("etc/motd")).unwrap();
+        assert_eq!(fs::read(upper.join("etc/motd")).unwrap(), b"hello\n", "{name}");
+        assert_eq!((stat.uid(), stat.gid()), (12, 34), "{name}");
+        assert_eq!(fs::read(lower.join("bin/sh")).unwrap(), vec![0x7f; 300_000], "{name}");
     }
-    assert!(stacks.iter().all(|stack| *stack == stacks[0]), "layers are shared by diff ID");
-    let motd = stacks[0][0].join("etc/motd");
-    let stat = fs::metadata(&motd).unwrap();
-    assert_eq!((fs::read_to_string(&motd).unwrap().as_str(), stat.uid(), stat.gid()), ("hello\n", 12, 34));
-    assert_eq!(fs::metadata(stacks[0][1].join("bin/sh")).unwrap().len(), 300_000);
-    images.remove(&registry.reference("forms/docker:v1")).await.unwrap();
+}
+
+/// Of the images of several platforms this host's is taken, by the tag and by the
+/// index's digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_image_for_several_platforms_this_hosts_is_taken() {
+    let Some(registry) = Registry::start() else { return };
+    let layout = registry.layout(&small_image(&registry));
+    let mut blobs = Blobs { layout: layout.clone() };
+    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let mut ours = index["manifests"][0].clone();
+    ours["annotations"] = json!({});
+    // The same for another platform, but for what its config says.
+    let mut manifest = blobs.read(&ours);
+    let mut config = blobs.read(&manifest["config"]);
+    config["architecture"] = "s390x".into();
+    manifest["config"] = blobs.put(&config, &manifest["config"]["mediaType"]);
+    let mut theirs = blobs.put(&manifest, &ours["mediaType"]);
+    theirs["platform"] = json!({"os": "linux", "architecture": "s390x"});
+    ours["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let kind = json!("application/vnd.oci.image.index.v1+json");
+    let inner = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [theirs, ours]});
+    let inner_of = blobs.put(&inner, &kind);
+    let mut top = index;
+    top["manifests"] = json!([inner_of]);
+    top["manifests"][0]["annotations"] = json!({"org.opencontainers.image.ref.name": "several"});
+    fs::write(layout.join("index.json"), top.to_string()).unwrap();
+    registry.copy(
+        &format!("oci:{}:several", layout.display()),
+        "forms/several:v1",
+        &["--all", "--preserve-digests"],
+    );
+
+    let (root, digest) = (tempfile::tempdir().unwrap(), inner_of["digest"].as_str().unwrap());
+    let images = open(root.path()).await;
+    let config = blobs.read(&inner["manifests"][1])["config"]["digest"].clone();
+    for name in ["forms/several:v1".to_owned(), format!("forms/several@{digest}")] {
+        assert_eq!(images.pull(&registry.reference(&name), Auth::default()).await.unwrap(), config);
+    }
+    let image = images.list(None).unwrap().remove(0);
+    assert_eq!(image.repo_digests, [registry.reference(&format!("forms/several@{digest}"))]);
+}
+
+/// Those of an OCI layout.
+struct Blobs {
+    layout: std::path::PathBuf,
+}
+
+impl Blobs {
+    fn read(&self, descriptor: &Value) -> Value {
+        let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        serde_json::from_slice(&fs::read(self.layout.join("blobs/sha256").join(digest)).unwrap()).unwrap()
+    }
+
+    /// Returns its descriptor.
+    fn put(&mut self, value: &Value, kind: &Value) -> Value {
+        let bytes = value.to_string().into_bytes();
+        let hex: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        fs::write(self.layout.join("blobs/sha256").join(&hex), &bytes).unwrap();
+        json!({"mediaType": kind, "digest": format!("sha256:{hex}"), "size": bytes.len()})
+    }
 }
 
 /// `cargo test --release --test image -- --ignored --nocapture five_hundred`: reads of a full store.

@@ -128,14 +128,31 @@ impl Registry {
     }
 
     pub fn push(&self, archive: &Path, name: &str, arguments: &[&str]) {
-        let output = Command::new("skopeo")
-            .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
-            .args(arguments)
-            .arg(format!("docker-archive:{}", archive.display()))
-            .arg(format!("docker://{}", self.reference(name)))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.copy(&format!("docker-archive:{}", archive.display()), name, arguments);
+    }
+
+    /// From where skopeo says `source`.
+    pub fn copy(&self, source: &str, name: &str, arguments: &[&str]) {
+        let to = format!("docker://{}", self.reference(name));
+        let common = ["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"];
+        run("skopeo", &[&common, arguments, &[source, &to]].concat());
+    }
+
+    /// An OCI layout of an archive's image, as `NAME:v1`, its layers not compressed.
+    pub fn layout(&self, archive: &Path) -> PathBuf {
+        let layout = archive.with_extension("oci");
+        let (from, to) =
+            (format!("docker-archive:{}", archive.display()), format!("oci:{}:v1", layout.display()));
+        let plain = "--dest-oci-accept-uncompressed-layers";
+        run("skopeo", &["copy", "--quiet", "--insecure-policy", plain, &from, &to]);
+        layout
+    }
+
+    /// The manifest or index that the registry has.
+    pub fn manifest(&self, name: &str) -> serde_json::Value {
+        let image = format!("docker://{}", self.reference(name));
+        let output = Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &image]).output();
+        serde_json::from_slice(&output.unwrap().stdout).unwrap()
     }
 
     /// A docker-archive of these layers, each a directory on the host.
