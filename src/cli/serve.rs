@@ -67,6 +67,7 @@ impl Serve {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         raise_descriptor_limit();
         let _locks = [lock::take(&config.state)?, lock::take(&config.root)?];
+        crate::sys::heap::keep_few_arenas();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.clamp(2, 4))
@@ -139,6 +140,8 @@ async fn serve(config: Config, fd_store: FdStore) -> Result<()> {
     // The server polls this once it listens.
     let shutdown = async {
         notify::send("READY=1");
+        // Little of what a start needs is needed again.
+        crate::sys::text::unmap();
         let signal = stop.wait().await;
         notify::send("STOPPING=1");
         tracing::info!(signal, "stopping; containers go on");

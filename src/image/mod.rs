@@ -171,7 +171,9 @@ impl Images {
         archive: Box<dyn std::io::Read + Send>,
         name: Option<String>,
     ) -> Result<Vec<Imported>> {
-        self.puller.import(archive, name).await
+        let imported = self.puller.import(archive, name).await;
+        self.puller.give_memory_back();
+        imported
     }
 
     /// Compares the store with what it should hold; `repair` withdraws what is wrong.

@@ -77,6 +77,10 @@ impl Progress {
         Fetching { progress: self, diff_id, bytes }
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// `here` says whether a layer is in the store.
     pub fn list(&self, here: impl Fn(Digest) -> bool) -> Vec<PullStatus> {
         let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner).clone();

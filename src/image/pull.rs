@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use oci_spec::image::ImageConfiguration;
@@ -22,7 +23,7 @@ use super::store::{NewImage, Store};
 use super::unpack::Limits;
 use crate::error::Kind;
 use crate::flight::Flights;
-use crate::{Error, Result};
+use crate::{Error, Result, sys};
 
 const MAX_CONFIG: usize = 8 << 20;
 /// Indexes inside indexes, and manifests fetched until one fits.
@@ -34,6 +35,8 @@ const MAX_LAYERS: usize = 12;
 const TELL: Duration = Duration::from_secs(30);
 /// The layers of a failed pull stay this long for the next attempt.
 const GRACE: Duration = Duration::from_secs(600);
+/// How long the memory of pulls is kept for the next one.
+const REUSE: Duration = Duration::from_secs(1);
 
 pub struct Puller {
     pub(super) store: Arc<Store>,
@@ -46,6 +49,7 @@ pub struct Puller {
     /// By diff ID.
     pub(super) layers: Flights<Digest, ()>,
     slots: Semaphore,
+    giving_back: AtomicBool,
 }
 
 /// The image that a reference means on this host.
@@ -92,6 +96,7 @@ impl Puller {
             pulls: Flights::default(),
             layers: Flights::default(),
             slots: Semaphore::new(MAX_LAYERS),
+            giving_back: AtomicBool::new(false),
         })
     }
 
@@ -118,6 +123,7 @@ impl Puller {
             never = self.tell_now_and_then(reference) => never,
         };
         drop((pins, watched));
+        self.give_memory_back();
         if result.is_err() {
             let store = Arc::clone(&self.store);
             tokio::spawn(async move {
@@ -129,6 +135,24 @@ impl Puller {
         let seconds = started.elapsed().as_secs_f32();
         tracing::info!(image = %reference, id = %id, seconds, "image pulled");
         Ok(id.to_string())
+    }
+
+    /// What unpacking took is of no use to anybody else.
+    pub(super) fn give_memory_back(self: &Arc<Self>) {
+        if self.giving_back.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(REUSE).await;
+            let Some(this) = this.upgrade() else { return };
+            this.giving_back.store(false, Ordering::Relaxed);
+            // Who pulls now does it afterwards.
+            if this.progress.is_idle() {
+                let _ = tokio::task::spawn_blocking(sys::heap::give_back).await;
+                sys::text::unmap();
+            }
+        });
     }
 
     /// Long pulls leave a trace in the log.

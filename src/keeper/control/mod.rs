@@ -33,7 +33,7 @@ use super::plan::Bytes;
 use super::protocol::{Reply, Setup};
 use super::wire::Inbox;
 use super::{init, setup};
-use crate::sys::{prctl, seqpacket};
+use crate::sys::{self, prctl, seqpacket};
 
 /// What an event of the epoll is about. The number of a process or connection is never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +209,8 @@ impl Control {
     }
 
     fn serve(mut self) -> io::Result<()> {
+        // Little of what a start needs is needed again.
+        sys::text::unmap();
         let mut events = Vec::with_capacity(64);
         loop {
             events.clear();
