@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::chunk::Chunk;
 use super::remote_command::pump::{self, Input};
@@ -73,10 +73,7 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, streams: Streams) {
     };
     let id = ticket.container_id;
     let once = session.once;
-    let ended = tokio::select! {
-        () = session.run(node, &streams) => true,
-        () = streams.wire.gone() => false,
-    };
+    let ended = session.run(node, &streams).await;
     if once {
         close_stdin(node, &id).await;
     }
@@ -122,8 +119,10 @@ impl Session {
         Ok(Self { id: container.id.clone(), process, records, _detach: guard, stdin: input, once, master })
     }
 
-    async fn run(self, node: &Node, streams: &Streams) {
+    /// Up to the container's end. False: the client left.
+    async fn run(self, node: &Node, streams: &Streams) -> bool {
         let Self { id, process, records, stdin, once, master, _detach } = self;
+        let taken = Notify::new();
         let input = async {
             match (stdin, &streams.stdin) {
                 (Some(stdin), Some(inlet)) => {
@@ -135,6 +134,7 @@ impl Session {
                 (_, Some(inlet)) => inlet.stop_reading(),
                 _ => {}
             }
+            taken.notify_one();
         };
         let sizes = async {
             if let (Some(master), Some(inlet)) = (&master, &streams.resize) {
@@ -163,8 +163,9 @@ impl Session {
             tokio::join!(exit, collect, show(waiting, streams));
         };
         tokio::select! {
-            () = outputs => {}
-            () = inputs => {}
+            () = outputs => true,
+            () = inputs => false,
+            () = streams.left(&taken) => false,
         }
     }
 }

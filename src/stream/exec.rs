@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::remote_command::pump::{self, Input, Output};
 use super::remote_command::status::Status;
@@ -25,16 +25,18 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, streams: Streams) {
     let Wanted { stdin, stdout, stderr, tty } = ticket.wanted;
     let wish = Wish { argv: ticket.argv, stdin, stdout, stderr, tty };
     let begun = exec_session::begin(node, &ticket.container_id, &wish).await;
-    let begun = begun.and_then(|(session, ends)| Ok((session, Pumps::new(ends)?)));
-    let (session, pumps) = match begun {
+    let (session, ends) = match begun {
         Ok(begun) => begun,
         Err(error) => return refuse(&streams, &error).await,
     };
-    let status = tokio::select! {
-        status = pumps.run(&session, &streams) => Some(status),
-        () = streams.wire.gone() => None,
+    let pumps = match Pumps::new(ends) {
+        Ok(pumps) => pumps,
+        Err(error) => {
+            session.release();
+            return refuse(&streams, &error).await;
+        }
     };
-    match status {
+    match pumps.run(&session, &streams).await {
         Some(status) => streams.conclude(&status).await,
         None => session.release(),
     }
@@ -75,14 +77,17 @@ impl Pumps {
         })
     }
 
-    /// Up to the end of the process, and of what it had written by then.
-    async fn run(self, session: &Session, streams: &Streams) -> Status {
+    /// Up to the end of the process, and of what it had written by then. None: the client left.
+    async fn run(self, session: &Session, streams: &Streams) -> Option<Status> {
         let (end, ended) = watch::channel(false);
         let Self { stdin, stdout, stderr, master } = self;
+        let taken = Notify::new();
         let input = async {
-            let (Some(stdin), Some(inlet)) = (stdin, &streams.stdin) else { return };
-            // A terminal's is closed with the session: its other half is still read.
-            stdin.copy(inlet).await;
+            if let (Some(stdin), Some(inlet)) = (stdin, &streams.stdin) {
+                // A terminal's is closed with the session: its other half is still read.
+                stdin.copy(inlet).await;
+            }
+            taken.notify_one();
         };
         let sizes = async {
             if let (Some(master), Some(inlet)) = (&master, &streams.resize) {
@@ -107,8 +112,9 @@ impl Pumps {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            (exit, ()) = async { tokio::join!(exit, outputs) } => Status::of_exit(exit.status.code()),
-            () = inputs => Status::Success,
+            (exit, ()) = async { tokio::join!(exit, outputs) } => Some(Status::of_exit(exit.status.code())),
+            () = inputs => None,
+            () = streams.left(&taken) => None,
         }
     }
 }

@@ -133,6 +133,10 @@ async fn accept(server: Arc<Server>, listener: TcpListener) {
                 continue;
             }
         };
+        // What has ended holds memory as long as somebody could abort it.
+        while waiting.front().is_some_and(AbortHandle::is_finished) {
+            waiting.pop_front();
+        }
         if waiting.len() >= MAX_WAITING {
             waiting.retain(|connection| !connection.is_finished());
         }

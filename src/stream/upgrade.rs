@@ -299,7 +299,7 @@ async fn streams(
         }
         Agreed::Channels(protocol) => {
             let messages = Messages::new(reader, begun, Arc::clone(&wire)).await;
-            open::websocket(wire, messages, wanted, protocol).await
+            Ok(open::websocket(wire, messages, wanted, protocol).await)
         }
     }
 }

@@ -315,7 +315,8 @@ impl Wire {
         let mut out = self.out.lock().await;
         self.shut.store(true, Ordering::Release);
         let shut = async {
-            out.write_rest().await?;
+            // What was put while another wrote, who now finds nothing to do.
+            out.write_taken(|| self.take_control()).await?;
             out.writer.shutdown().await
         };
         let _ = self.unless_gone(shut).await;
@@ -375,6 +376,12 @@ impl Wire {
 }
 
 impl Wire {
+    /// Waits until the client has been gone for so long.
+    pub async fn gone_for(&self, time: Duration) {
+        self.gone().await;
+        tokio::time::sleep(time).await;
+    }
+
     /// Waits until the client has closed its end, whatever of its bytes is still unread: for who does
     /// not read at the moment.
     pub async fn hung_up(&self) {

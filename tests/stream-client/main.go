@@ -2,6 +2,7 @@
 //
 //	stream-client -cri SOCKET -container ID -pod ID -netns PATH check    everything, byte for byte
 //	stream-client -cri SOCKET -container ID -pod ID -netns PATH bench    figures beside the reference's, as JSON
+//	stream-client -cri SOCKET -container ID -attach ID -pod ID -netns PATH -pid DAEMON idle   memory of idle sessions
 //
 // The container runs something with a shell, head, cat, sha256sum, stty and tar in it (busybox has
 // all). Exit code 0: all is well.
@@ -33,6 +34,7 @@ var (
 	ca        = flag.String("ca", "", "`file` with the server's certificate; empty: any is taken")
 	only      = flag.String("run", "", "only what has this in its `name`")
 	rounds    = flag.Int("rounds", 5, "of bench")
+	pid       = flag.Int("pid", 0, "of the daemon whose memory idle measures")
 )
 
 func main() {
@@ -45,6 +47,8 @@ func main() {
 		code := bench(target(), other)
 		stop()
 		os.Exit(code)
+	case "idle":
+		os.Exit(idle(target()))
 	case "serve-reference":
 		serveReference()
 	default:

@@ -172,6 +172,10 @@ impl Control {
         let Some(output) = process.and_then(|process| process.output.as_mut()) else {
             return Ok(false);
         };
+        // A daemon whose keeper died hands it over, and asks again.
+        if output.attached.iter().any(|other| other.key == attached.key) {
+            return Ok(true);
+        }
         let feed = attached.for_log()?;
         output.attached.push(attached);
         if let Some(logs) = &self.logs {

@@ -14,7 +14,7 @@ use super::connection::{Data, forward};
 use crate::node::Node;
 use crate::stream::chunk::Chunk;
 use crate::stream::queue::Queue;
-use crate::stream::remote_command::Outlet;
+use crate::stream::remote_command::{LAST_INPUT, Outlet};
 use crate::stream::websocket::channel::{self, Protocol};
 use crate::stream::websocket::session::{self, Channel, Inbound};
 use crate::stream::websocket::tunnel::Messages;
@@ -59,7 +59,7 @@ pub async fn serve(
     });
     tokio::select! {
         _ = join_all(all) => {}
-        () = wire.gone() => {}
+        () = wire.gone_for(LAST_INPUT) => {}
     }
 }
 

@@ -73,22 +73,23 @@ pub async fn refuse(error: &Outlet, why: &str) {
 /// One connection; what goes wrong is told on its error stream and is the end of it alone.
 pub async fn forward(node: &Arc<Node>, pod_id: &str, port: u16, data: &impl Data, error: &Outlet) {
     let Ok(_one) = CONNECTIONS.try_acquire() else {
-        data.finish().await;
-        return refuse(error, "too many connections in all sessions").await;
+        refuse(error, "too many connections in all sessions").await;
+        return data.finish().await;
     };
     match connect(node, pod_id, port).await {
         Ok(tcp) => {
             let _ = tcp.set_nodelay(true);
-            // Clients wait for the error stream's end before they close their half.
+            // In this order: when the data ends clients reset it, and wait for the error stream's end.
             let back = async {
                 to_client(&tcp, data).await;
                 let _ = error.finish().await;
+                data.finish().await;
             };
             tokio::join!(to_pod(data, &tcp), back);
         }
         Err(e) => {
-            data.finish().await;
             refuse(error, &format!("error forwarding port {port} to pod {pod_id}: {e}")).await;
+            data.finish().await;
         }
     }
 }
@@ -166,5 +167,4 @@ async fn to_client(tcp: &TcpStream, data: &impl Data) {
             Err(_) => break,
         }
     }
-    data.finish().await;
 }

@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::Ticket;
 use super::connection::{forward, refuse};
 use crate::node::Node;
-use crate::stream::remote_command::Outlet;
+use crate::stream::remote_command::{LAST_INPUT, Outlet};
 use crate::stream::spdy::header::Headers;
 use crate::stream::spdy::session::{self, Refusal, Stream};
 use crate::stream::websocket::tunnel::Source;
@@ -64,13 +64,20 @@ pub async fn serve(node: &Arc<Node>, ticket: Ticket, wire: &Arc<Wire>, source: S
             let Ok(_permit) = permit else { return refuse(&error, "too many connections").await };
             tokio::select! {
                 () = forward(&node, &pod_id, port(&data.headers).unwrap_or_default(), &data, &error) => {}
-                () = data.reset() => {}
-                () = wire.gone() => {}
+                () = over(&data, &wire) => {}
             }
             drop((data, error));
             // Where a stream was reset by its drop.
             let _ = wire.flush_control().await;
         });
+    }
+}
+
+/// The client has reset its data; or it is gone, and what it sent before had its time to reach the pod.
+async fn over(data: &Stream, wire: &Wire) {
+    data.reset().await;
+    if wire.is_gone() {
+        wire.gone_for(LAST_INPUT).await;
     }
 }
 

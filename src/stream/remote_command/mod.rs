@@ -11,14 +11,19 @@ pub mod resize;
 pub mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::stream::chunk::Chunk;
 use crate::stream::queue::Queue;
 use crate::stream::spdy;
 use crate::stream::websocket::{self, session::Channel};
 use crate::stream::wire::{Gone, Wire};
+
+/// How long what a client sent before it left may take to be read by whom it was for.
+pub const LAST_INPUT: Duration = Duration::from_secs(1);
 
 /// Which streams a request asked for. The error stream is always there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,6 +102,13 @@ pub struct Streams {
 }
 
 impl Streams {
+    /// Waits until the client is gone, and what it had sent for standard input has been `taken`, if it is
+    /// in time.
+    pub async fn left(&self, taken: &Notify) {
+        self.wire.gone().await;
+        let _ = tokio::time::timeout(LAST_INPUT, taken.notified()).await;
+    }
+
     /// Tells how it ended; the last word.
     pub async fn conclude(&self, status: &status::Status) {
         let told = async {

@@ -99,12 +99,7 @@ pub async fn spdy(wire: Arc<Wire>, source: Source, wanted: Wanted, protocol: &st
 }
 
 /// Channels are there at once; the client learns of it by an empty message.
-pub async fn websocket(
-    wire: Arc<Wire>,
-    messages: Messages,
-    wanted: Wanted,
-    protocol: Protocol,
-) -> Result<Streams, Gone> {
+pub async fn websocket(wire: Arc<Wire>, messages: Messages, wanted: Wanted, protocol: Protocol) -> Streams {
     let mut inbound = Inbound::of(channel::COUNT);
     let mut inlet = |wanted: bool, number| wanted.then(|| Inlet::WebSocket(inbound.open(number)));
     let outlet = |number| Outlet::WebSocket(Channel { wire: Arc::clone(&wire), number, protocol });
@@ -119,8 +114,9 @@ pub async fn websocket(
     };
     tokio::spawn(crate::stream::websocket::session::serve(wire, messages, protocol, inbound));
     let lowest = streams.stdout.as_ref().or(streams.stderr.as_ref()).unwrap_or(&streams.error);
-    lowest.write(Chunk::copied(&[])).await?;
-    Ok(streams)
+    // Who has left already may have said something before.
+    let _ = lowest.write(Chunk::copied(&[])).await;
+    streams
 }
 
 #[cfg(test)]

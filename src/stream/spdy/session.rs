@@ -480,7 +480,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The last of what we send.
+    /// The last of what we send. Dropped while it waits, it is sent all the same: by who writes next.
     pub async fn finish(&self) -> Result<(), Gone> {
         {
             let mut state = lock(&self.open.state);
@@ -489,8 +489,9 @@ impl Stream {
             }
         }
         self.shared.forget_if_over(self.id, &self.open);
-        let mut empty = Chunk::copied(&[]);
-        self.shared.wire.send(empty.part(&frame::data_header(self.id, true, 0), 0), || {}).await
+        // All that came before it is written, or begun.
+        self.shared.wire.put_control(&frame::data_header(self.id, true, 0))?;
+        self.shared.wire.flush_control().await
     }
 
     /// Whether the client has reset it, or left.

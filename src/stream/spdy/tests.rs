@@ -261,6 +261,30 @@ async fn a_write_that_is_dropped_gives_its_room_back() {
     }
 }
 
+/// A client that has reset another stream of the connection may wait for this one's end.
+#[tokio::test]
+async fn an_end_that_waits_for_another_stream_is_sent_though_nobody_waits_for_it() {
+    let mut client = start(64);
+    let one = client.open(1).await;
+    let two = client.open(3).await;
+    client.send(&client::data(3, true, b"")).await;
+    assert_eq!(two.read().await, None);
+    let first = tokio::spawn(async move {
+        let written = one.write(Chunk::copied(&[1; 30_000])).await;
+        (one, written)
+    });
+    tokio::task::yield_now().await;
+    tokio::select! {
+        biased;
+        _ = two.finish() => {}
+        () = tokio::task::yield_now() => {}
+    }
+    drop(two);
+    assert_eq!(client.frame().await, Some(client::data(1, false, &[1; 30_000])));
+    assert_eq!(client.frame().await, Some(client::data(3, true, b"")));
+    first.await.unwrap().1.unwrap();
+}
+
 /// A writer that waits for room learns that its stream is over.
 #[tokio::test]
 async fn a_stream_that_is_over_holds_no_writer() {

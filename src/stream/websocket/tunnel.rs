@@ -73,15 +73,12 @@ impl Messages {
             let message = self.0.next().await;
             let wire = Arc::clone(&self.0.get_ref().wire);
             wire.touch();
-            // A pong or the answer to a close.
-            let _ = wire.flush_control().await;
             match message? {
                 Ok(Message::Binary(content)) => return Some(content),
                 Ok(Message::Text(text)) => return Some(text.into()),
+                Ok(Message::Ping(_)) => self.answer(&wire).await,
                 Ok(Message::Close(_)) => {
-                    // The library's answer.
-                    let _ = self.0.flush().await;
-                    let _ = wire.flush_control().await;
+                    self.answer(&wire).await;
                     return None;
                 }
                 Ok(_) => {}
@@ -94,6 +91,14 @@ impl Messages {
                 }
             }
         }
+    }
+}
+
+impl Messages {
+    /// Sends what the library answers by itself: it does with its next read, which may take for ever.
+    async fn answer(&mut self, wire: &Wire) {
+        let _ = self.0.flush().await;
+        let _ = wire.flush_control().await;
     }
 }
 

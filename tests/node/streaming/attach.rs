@@ -1,10 +1,12 @@
 //! Attach: clients beside the log, none of which holds up another.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use podwright::cri::wire as cri;
 
 use super::client::{Session, V4, V5, attach_url, raise_loopback};
+use super::eventually;
 use crate::harness::{Daemon, nsenter, pod, read_log, script, text};
 
 async fn start(name: &str) -> (Daemon, (String, cri::PodSandboxConfig)) {
@@ -66,6 +68,52 @@ async fn input_stays_open_or_ends_with_its_first_client() {
     session.close(0).await;
     assert_eq!(session.end().await.out(), "word\nend\n");
     assert_eq!(daemon.wait(&id).await.exit_code, 0);
+    daemon.finish().await;
+}
+
+/// The same of one that attaches, says a line and leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_word_of_a_client_that_leaves_is_heard() {
+    let (daemon, pod) = start("word").await;
+    let mut config = script("word", "while read line; do echo got $line; done");
+    config.stdin = true;
+    let id = daemon.run(&pod, config).await;
+    for number in 0..40 {
+        let mut session = open(&daemon, &id, true, false).await;
+        session.send(0, format!("{number}\n").as_bytes()).await;
+        session.leave().await;
+    }
+    let log = daemon.status(&id).await.log_path;
+    // One may be heard after the next.
+    let all: BTreeSet<_> = (0..40).map(|number| ("stdout".to_owned(), format!("got {number}"))).collect();
+    eventually("all is heard", async || {
+        read_log(Path::new(&log)).into_iter().collect::<BTreeSet<_>>() == all
+    })
+    .await;
+    daemon.finish().await;
+}
+
+/// A client that comes between two keepers is both handed over and asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_between_two_keepers_sees_everything_once() {
+    let (daemon, pod) = start("between").await;
+    let program = "while :; do if test -e /say; then cat /say; rm /say; fi; sleep 0.02; done";
+    let id = daemon.run(&pod, script("between", program)).await;
+    for round in 0..4 {
+        let url = attach_url(&daemon, &id, false, false).await;
+        daemon.kill_keeper();
+        let mut session = Session::open(&daemon, &url, V5).await;
+        let mut all = String::new();
+        for word in ["one", "two", "three"] {
+            let say = format!("echo {word} > /new; mv /new /say");
+            let argv = ["sh", "-c", &say];
+            // There may be no keeper yet.
+            eventually("there is a keeper", async || daemon.exec(&id, &argv).await.is_ok()).await;
+            all += &format!("{word}\n");
+            session.until(word).await;
+        }
+        assert_eq!(session.said().out(), all, "round {round}");
+    }
     daemon.finish().await;
 }
 

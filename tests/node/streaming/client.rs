@@ -106,6 +106,13 @@ impl Session {
         self.send(4, format!("{{\"Width\":{width},\"Height\":{height}}}\n").as_bytes()).await;
     }
 
+    /// Whether a ping is answered, with nothing else on the way.
+    pub async fn ping(&mut self) -> bool {
+        self.socket.send(Message::Ping("are you there".into())).await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(30), self.socket.next()).await;
+        matches!(answer, Ok(Some(Ok(Message::Pong(content)))) if content == "are you there")
+    }
+
     /// Says that it leaves; whether the server says so too.
     pub async fn leave(mut self) -> bool {
         self.socket.close(None).await.unwrap();

@@ -118,6 +118,53 @@ async fn input_ends_when_the_client_says_so() {
     daemon.finish().await;
 }
 
+/// Libraries that ping now and then drop a session that does not answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_session_answers_pings() {
+    let (daemon, id) = start().await;
+    let url = exec_url(&daemon, &id, &["cat"], false).await;
+    let mut session = Session::open(&daemon, &url, V5).await;
+    session.send(0, b"hello").await;
+    session.until("hello").await;
+    for _ in 0..2 {
+        assert!(session.ping().await);
+    }
+    drop(session);
+    daemon.finish().await;
+}
+
+/// What a client said last is read, though it has left by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_word_of_a_client_that_leaves_is_heard() {
+    let (daemon, id) = start().await;
+    let argv = ["sh", "-c", "cat >> /said"];
+    for number in 0..30 {
+        let url = exec_url(&daemon, &id, &argv, false).await;
+        let mut session = Session::open(&daemon, &url, V4).await;
+        session.send(0, format!("{number}\n").as_bytes()).await;
+        session.leave().await;
+        let url = exec_url(&daemon, &id, &argv, false).await;
+        let mut client = spdy::Client::open(&daemon, &url, V4).await;
+        let mut stdin = 0;
+        for kind in ["error", "stdin", "stdout", "stderr"] {
+            let stream = client.syn(&[("streamtype", kind)]).await;
+            stdin = if kind == "stdin" { stream } else { stdin };
+            // What is unread at the end would make it a reset.
+            client.frame().await.unwrap();
+        }
+        client.data(stdin, false, format!("{number}\n").as_bytes()).await;
+    }
+    let all: String = (0..30).map(|number| format!("{number}\n")).collect();
+    let all: Vec<_> = all.lines().flat_map(|line| [line, line]).collect();
+    eventually("all is heard", async || {
+        let said = daemon.exec(&id, &["sort", "-n", "/said"]).await.unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        said.lines().collect::<Vec<_>>() == all
+    })
+    .await;
+    daemon.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_has_the_size_that_the_client_tells() {
     let (daemon, id) = start().await;

@@ -244,6 +244,47 @@ async fn hello(client: &mut Client, port: u16, request: usize) {
     assert_eq!(client.read(data).await.as_deref(), Some(&b"x hello"[..]), "request {request}");
 }
 
+/// What a stream says, and when it ends, among the frames of a session.
+#[derive(Default)]
+struct End {
+    said: Vec<u8>,
+    at: Option<usize>,
+}
+
+/// When the data ends clients reset it, and wait for the end of the error stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_wrong_is_told_before_the_data_ends() {
+    let (daemon, id) = start("order").await;
+    let listener = listen(&daemon, Some(&id), "127.0.0.1:0");
+    let open = listener.local_addr().unwrap().port();
+    let closing = std::thread::spawn(move || drop(accept(&listener)));
+    let mut client = Client::open(&daemon, &url(&daemon, &id, &[]).await, "portforward.k8s.io").await;
+    for (request, port) in [(1, open), (2, 1)] {
+        let (error, data) = client.pair(port, request).await;
+        let mut ends = [End::default(), End::default()];
+        for at in 0.. {
+            if ends.iter().all(|end| end.at.is_some()) {
+                break;
+            }
+            match client.frame().await.expect("the session goes on") {
+                Frame::Data { stream, fin, content } => {
+                    let end = &mut ends[usize::from(stream == data)];
+                    assert!(stream == data || stream == error);
+                    end.said.extend(content);
+                    end.at = fin.then_some(at).or(end.at);
+                }
+                Frame::Reset { .. } => panic!("a stream is reset"),
+                _ => {}
+            }
+        }
+        assert!(ends[0].at < ends[1].at, "request {request}");
+        assert_eq!(ends[0].said.is_empty(), port == open);
+    }
+    closing.join().unwrap();
+    drop(client);
+    daemon.finish().await;
+}
+
 /// A client that opens connections and resets them at once (CVE-2023-44487 is HTTP/2's).
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_reset_is_closed_and_counts_no_more() {
