@@ -96,6 +96,7 @@ fn pull(pull: image::PullStatus) -> Pull {
         reference: pull.reference,
         milliseconds: u64::try_from(pull.running.as_millis()).unwrap_or(u64::MAX),
         layers: pull.layers.into_iter().map(layer).collect(),
+        archive: pull.archive,
     }
 }
 

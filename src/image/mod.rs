@@ -265,10 +265,16 @@ impl Images {
         let (image, stack) = {
             let catalog = self.store.catalog();
             let Some(image) = catalog.image(id) else { return Ok(None) };
-            (image, catalog.stack(id).unwrap_or_default())
+            let stack = catalog.stack(id);
+            (image, stack.ok_or_else(|| Error::internal(format!("image {id} lacks a layer")))?)
         };
-        let config =
-            pull::parse_config(&self.store.config(id)?).map_err(|e| e.during(format!("image {id}")))?;
+        let config = match self.store.config(id) {
+            Ok(config) => config,
+            // It was removed this moment.
+            Err(_) if self.store.catalog().image(id).is_none() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let config = pull::parse_config(&config).map_err(|e| e.during(format!("image {id}")))?;
         Ok(Some(Resolved {
             image,
             config,

@@ -14,6 +14,8 @@ pub struct PullStatus {
     pub running: Duration,
     /// Empty until the image's manifest is here.
     pub layers: Vec<LayerStatus>,
+    /// Bytes of an archive that were read: nobody knows of how many.
+    pub archive: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,7 @@ struct Pull {
     reference: String,
     started: Instant,
     layers: Vec<(Digest, u64, Digest)>,
+    archive: Arc<AtomicU64>,
 }
 
 /// A pull's entry in the list. Dropped, it is taken off.
@@ -65,7 +68,8 @@ pub struct Fetching<'a> {
 impl Progress {
     pub fn begin(&self, reference: &str) -> Watched<'_> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let pull = Pull { reference: reference.to_owned(), started: Instant::now(), layers: Vec::new() };
+        let (layers, archive) = (Vec::new(), Arc::default());
+        let pull = Pull { reference: reference.to_owned(), started: Instant::now(), layers, archive };
         self.pulls.lock().unwrap_or_else(PoisonError::into_inner).insert(number, pull);
         Watched { progress: self, number }
     }
@@ -95,6 +99,7 @@ impl Progress {
             reference: pull.reference.clone(),
             running: pull.started.elapsed(),
             layers: pull.layers.iter().map(layer).collect(),
+            archive: pull.archive.load(Ordering::Relaxed),
         };
         pulls.values().map(status).collect()
     }
@@ -107,6 +112,14 @@ impl Watched<'_> {
         if let Some(pull) = pulls.get_mut(&self.number) {
             pull.layers = layers;
         }
+    }
+}
+
+impl Watched<'_> {
+    /// Counts the bytes of an archive.
+    pub fn archive(&self) -> Arc<AtomicU64> {
+        let pulls = self.progress.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.get(&self.number).map(|pull| Arc::clone(&pull.archive)).unwrap_or_default()
     }
 }
 

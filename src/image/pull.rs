@@ -18,7 +18,7 @@ use super::layer;
 use super::manifest::{self, Descriptor, Manifest, Platform};
 use super::progress::{Progress, PullStatus, Watched};
 use super::reference::{Reference, Version};
-use super::registry::{Credential, Registries, Session};
+use super::registry::{Registries, Session, fingerprint};
 use super::store::{NewImage, Store};
 use super::unpack::Limits;
 use crate::error::Kind;
@@ -31,6 +31,8 @@ const MAX_NESTING: usize = 4;
 const MAX_MANIFESTS: usize = 16;
 /// Layers on their way at once, over all pulls: each has three threads, a connection and some 2 MiB.
 const MAX_LAYERS: usize = 12;
+/// Commits tried of one pull: where a repair withdraws a layer under its hands.
+const MAX_COMMITS: usize = 3;
 /// How often a long pull says in the log how far it is.
 const TELL: Duration = Duration::from_secs(30);
 /// The layers of a failed pull stay this long for the next attempt.
@@ -42,7 +44,7 @@ pub struct Puller {
     pub(super) store: Arc<Store>,
     registries: Registries,
     pub(super) limits: Limits,
-    progress: Progress,
+    pub(super) progress: Progress,
     pub(super) host: Platform,
     /// By reference and credential.
     pulls: Flights<(Reference, Digest), String>,
@@ -61,14 +63,14 @@ struct Found {
 }
 
 /// Layers that a pull needs: they stay until it has ended, however it ends.
-pub(super) struct Pins<'a> {
-    store: &'a Store,
+pub(super) struct Pins {
+    store: Arc<Store>,
     diff_ids: Vec<Digest>,
 }
 
-impl<'a> Pins<'a> {
-    pub fn new(store: &'a Store) -> Self {
-        Self { store, diff_ids: Vec::new() }
+impl Pins {
+    pub fn new(store: &Arc<Store>) -> Self {
+        Self { store: Arc::clone(store), diff_ids: Vec::new() }
     }
 
     pub fn add(&mut self, diff_ids: &[Digest]) {
@@ -78,7 +80,7 @@ impl<'a> Pins<'a> {
     }
 }
 
-impl Drop for Pins<'_> {
+impl Drop for Pins {
     fn drop(&mut self) {
         let mut catalog = self.store.catalog_mut();
         self.diff_ids.drain(..).for_each(|diff_id| catalog.unpin(diff_id));
@@ -107,9 +109,8 @@ impl Puller {
 
     /// Pulls, or joins the pull that is running. Returns the image's ID.
     pub async fn pull(self: &Arc<Self>, reference: Reference, auth: Auth) -> Result<String> {
-        let credential = Credential::of(&auth, &reference.host)?.fingerprint();
         let this = Arc::clone(self);
-        let key = (reference.clone(), credential);
+        let key = (reference.clone(), fingerprint(&auth));
         self.pulls.join(key, move || async move { this.run(&reference, &auth).await }).await
     }
 
@@ -120,7 +121,7 @@ impl Puller {
         let watched = self.progress.begin(&reference.to_string());
         let result = tokio::select! {
             result = self.fetch(reference, &session, &mut pins, &watched) => result,
-            never = self.tell_now_and_then(reference) => never,
+            never = self.tell_now_and_then(reference, TELL) => never,
         };
         drop((pins, watched));
         self.give_memory_back();
@@ -156,10 +157,10 @@ impl Puller {
     }
 
     /// Long pulls leave a trace in the log.
-    async fn tell_now_and_then(&self, reference: &Reference) -> Result<Digest> {
+    async fn tell_now_and_then(&self, reference: &Reference, every: Duration) -> Result<Digest> {
         let name = reference.to_string();
         loop {
-            tokio::time::sleep(TELL).await;
+            tokio::time::sleep(every).await;
             for pull in self.list().iter().filter(|pull| pull.reference == name) {
                 let (fetched, of) = pull.total();
                 tracing::info!(image = name, fetched, of, seconds = pull.running.as_secs(), "pulling");
@@ -198,7 +199,7 @@ impl Puller {
         self: &Arc<Self>,
         reference: &Reference,
         session: &Arc<Session>,
-        pins: &mut Pins<'_>,
+        pins: &mut Pins,
         watched: &Watched<'_>,
     ) -> Result<Digest> {
         let found = self.resolve(reference, session).await?;
@@ -211,22 +212,33 @@ impl Puller {
         let blobs = found.layers.iter().zip(&diff_ids);
         watched.layers(blobs.map(|(layer, diff_id)| (layer.digest, layer.size, *diff_id)).collect());
         self.check_headroom(&found.layers, &diff_ids)?;
-        let pairs = diff_ids.iter().zip(found.layers);
-        let fetches = pairs.map(|(diff_id, layer)| self.layer(Arc::clone(session), layer, *diff_id));
-        futures_util::future::try_join_all(fetches).await?;
         let user = config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
         let tag = match &reference.version {
             Version::Tag(_) => Some(reference.to_string()),
             Version::Digest(_) => None,
         };
         let digest = Some(format!("{}@{}", reference.name(), found.digest));
-        let new = NewImage { id, tag, digest, layers: once_each(diff_ids), user };
-        if !self.store.catalog().is_named(&new) {
-            let store = Arc::clone(&self.store);
-            let commit = tokio::task::spawn_blocking(move || store.commit(new, bytes)).await;
-            commit.unwrap_or_else(|e| Err(Error::internal(format!("the commit ended: {e}"))))?;
+        let new = NewImage { id, tag, digest, layers: once_each(diff_ids.clone()), user };
+        let mut attempt = 1;
+        loop {
+            let pairs = diff_ids.iter().zip(&found.layers);
+            let fetches = pairs.map(|(id, layer)| self.layer(Arc::clone(session), layer.clone(), *id));
+            futures_util::future::try_join_all(fetches).await?;
+            match self.commit(new.clone(), bytes.clone()).await {
+                // A repair has withdrawn one meanwhile: it is fetched anew.
+                Err(error) if error.kind == Kind::Unavailable && attempt < MAX_COMMITS => attempt += 1,
+                ended => return ended.map(|()| id),
+            }
         }
-        Ok(id)
+    }
+
+    pub(super) async fn commit(&self, new: NewImage, config: Vec<u8>) -> Result<()> {
+        if self.store.catalog().is_named(&new) {
+            return Ok(());
+        }
+        let store = Arc::clone(&self.store);
+        let commit = tokio::task::spawn_blocking(move || store.commit(new, config)).await;
+        commit.unwrap_or_else(|e| Err(Error::internal(format!("the commit ended: {e}"))))
     }
 
     /// Follows the reference to an image for this host's platform; the session verifies every document.
@@ -362,6 +374,40 @@ mod tests {
         let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
         assert_eq!(once_each(vec![a, b, a, a]), [b, a]);
         assert!(once_each(Vec::new()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_long_pull_tells_the_log_how_far_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(root.path()).unwrap());
+        let puller = Puller::new(store, Registries::new(Default::default()), Limits::default());
+        let reference = Reference::parse(b"a.b/c:d").unwrap();
+        let (watched, blob) = (puller.progress.begin(&reference.to_string()), Digest::of(b"x"));
+        let _other = puller.progress.begin("a.b/other:d");
+        watched.layers(vec![(blob, 100, blob)]);
+        let fetching = puller.progress.fetching(blob);
+        fetching.bytes.store(40, std::sync::atomic::Ordering::Relaxed);
+        let path = root.path().join("log");
+        let log = Arc::new(std::fs::File::create(&path).unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(log).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let told = async {
+            loop {
+                let log = std::fs::read_to_string(&path).unwrap();
+                if log.lines().count() >= 3 {
+                    return log;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let log = tokio::select! {
+            log = told => log,
+            _ = puller.tell_now_and_then(&reference, Duration::from_millis(2)) => unreachable!(),
+        };
+        let line = |line: &str| {
+            line.contains("pulling") && line.contains("a.b/c:d") && line.contains("fetched=40 of=100")
+        };
+        assert!(log.lines().all(line), "{log}");
     }
 
     #[test]

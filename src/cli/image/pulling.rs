@@ -20,7 +20,7 @@ const WIDTH: u64 = 30;
 pub(super) struct Ls {
     #[command(flatten)]
     endpoint: Endpoint,
-    /// The pulls under way instead, with their rate and remaining time
+    /// The pulls and imports under way instead, with their rate and remaining time
     #[arg(long)]
     pulling: bool,
     /// Print whole IDs only
@@ -46,8 +46,14 @@ fn table(pulls: &[Pull]) -> String {
     for pull in pulls {
         let (fetched, of) = total(pull);
         // What was here before came at no time: the rate is of what is on its way.
-        let moving: u64 = pull.layers.iter().map(|layer| layer.fetched).sum();
+        let moving = pull.layers.iter().map(|layer| layer.fetched).sum::<u64>() + pull.archive;
         let rate = moving.saturating_mul(1000) / pull.milliseconds.max(1);
+        if pull.archive > 0 {
+            let unknown = || "unknown".to_owned();
+            let row = [pull.reference.clone(), size(pull.archive), unknown(), size(rate) + "/s", unknown()];
+            table.row(row);
+            continue;
+        }
         let remaining = match rate {
             0 => "unknown".to_owned(),
             rate => format!("{} s", (of - fetched).div_ceil(rate)),
@@ -131,10 +137,12 @@ mod tests {
     #[test]
     fn remaining_time_follows_from_what_moves() {
         let layers = vec![layer(1000, 0, true), layer(4000, 1000, false)];
-        let pull = Pull { reference: "a.b/c:d".into(), milliseconds: 1000, layers };
+        let pull = Pull { reference: "a.b/c:d".into(), milliseconds: 1000, layers, archive: 0 };
         let text = table(std::slice::from_ref(&pull));
         assert!(text.contains("2.0 kB") && text.contains("1.0 kB/s") && text.contains("3 s"), "{text}");
         let waiting = Pull { layers: Vec::new(), ..pull };
-        assert!(table(&[waiting]).contains("unknown"));
+        assert!(table(std::slice::from_ref(&waiting)).contains("unknown"));
+        let import = table(&[Pull { archive: 6000, ..waiting }]);
+        assert!(import.contains("6.0 kB") && import.contains("6.0 kB/s"), "{import}");
     }
 }

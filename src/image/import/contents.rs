@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 
 use crate::error::{Kind, Step};
 use crate::image::digest::Digest;
 use crate::image::layer::{self, Unpacked};
 use crate::image::manifest::Platform;
+use crate::image::pull::Pins;
 use crate::image::store::Store;
 use crate::image::unpack::Limits;
 use crate::image::unpack::archive::{self, Archive};
@@ -28,6 +30,8 @@ pub struct Contents {
     bytes: u64,
     /// By diff ID. What no image takes from here is deleted.
     pub unpacked: HashMap<Digest, Unpacked>,
+    /// Layers that were here already stay until the archive's images are taken in.
+    pins: Pins,
 }
 
 enum File {
@@ -44,7 +48,12 @@ enum File {
 
 impl Contents {
     /// Reads the archive to its end; of layers nothing is kept but what is unpacked.
-    pub fn read(input: Box<dyn Read + Send>, store: &Store, host: &Platform, limits: Limits) -> Result<Self> {
+    pub fn read(
+        input: Box<dyn Read + Send>,
+        store: &Arc<Store>,
+        host: &Platform,
+        limits: Limits,
+    ) -> Result<Self> {
         let mut input = BufReader::with_capacity(BUFFER, input);
         let magic = input.fill_buf().step(|| "reading the archive")?.get(..4).unwrap_or_default().to_vec();
         let plain: Box<dyn Read + Send> = match magic[..] {
@@ -55,8 +64,13 @@ impl Contents {
             _ => Box::new(input),
         };
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, plain));
-        let mut contents =
-            Self { files: HashMap::new(), links: HashMap::new(), bytes: 0, unpacked: HashMap::new() };
+        let mut contents = Self {
+            files: HashMap::new(),
+            links: HashMap::new(),
+            bytes: 0,
+            unpacked: HashMap::new(),
+            pins: Pins::new(store),
+        };
         while let Some(entry) = archive.next_entry().map_err(unreadable)? {
             let Some(name) = clean(&entry.path) else {
                 return Err(Error::invalid("the archive has a name that leads out of it"));
@@ -112,10 +126,11 @@ impl Contents {
             return Ok(File::Passed);
         }
         // `docker save` and others name a layer that is not compressed by what is its diff ID.
-        if let Some(diff_id) = named_by(name)
-            && store.catalog().has_layer(diff_id)
-        {
-            return Ok(File::Layer(diff_id));
+        if let Some(diff_id) = named_by(name) {
+            self.pins.add(&[diff_id]);
+            if store.catalog().has_layer(diff_id) {
+                return Ok(File::Layer(diff_id));
+            }
         }
         match layer::unpack(Box::new(head.chain(body)), store, limits) {
             Ok(unpacked) => {

@@ -11,6 +11,7 @@ mod images;
 
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::digest::Digest;
 use super::layer::Unpacked;
@@ -29,6 +30,20 @@ pub struct Imported {
     pub names: Vec<String>,
 }
 
+/// An archive, and how many of its bytes were read.
+struct Counted {
+    input: Box<dyn Read + Send>,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.read.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(len)
+    }
+}
+
 impl Puller {
     /// Takes in every image of the archive that `input` reads. `name` is for an image that the
     /// archive does not name, or names otherwise.
@@ -38,8 +53,11 @@ impl Puller {
         name: Option<String>,
     ) -> Result<Vec<Imported>> {
         let this = Arc::clone(self);
+        // Until it has ended, an archive is known by its bytes alone.
+        let watched = self.progress.begin(name.as_deref().unwrap_or("an archive"));
+        let input = Counted { input, read: watched.archive() };
         let reading = tokio::task::spawn_blocking(move || {
-            let contents = Contents::read(input, &this.store, &this.host, this.limits)?;
+            let contents = Contents::read(Box::new(input), &this.store, &this.host, this.limits)?;
             let found = contents.images(&this.host)?;
             Ok((contents, found))
         });
@@ -66,7 +84,7 @@ impl Puller {
         self: &Arc<Self>,
         image: Found,
         contents: &mut Contents,
-        pins: &mut Pins<'_>,
+        pins: &mut Pins,
     ) -> Result<Imported> {
         if image.names.is_empty() {
             return Err(Error::invalid("the archive does not name it; give it a name"));
@@ -95,9 +113,7 @@ impl Puller {
                 layers: pull::once_each(diff_ids.clone()),
                 user: config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default(),
             };
-            let (store, bytes) = (Arc::clone(&self.store), image.config.clone());
-            let commit = tokio::task::spawn_blocking(move || store.commit(new, bytes)).await;
-            commit.unwrap_or_else(|e| Err(Error::internal(format!("the commit ended: {e}"))))?;
+            self.commit(new, image.config.clone()).await?;
         }
         let names: Vec<_> = references.iter().map(Reference::to_string).collect();
         tracing::info!(id = %image.id, names = names.join(", "), "image imported");

@@ -21,7 +21,8 @@ use crate::image::digest::Digest;
 use crate::{Error, Result};
 
 /// Distribution spec, token authentication: a token without `expires_in` lives this long.
-const DEFAULT_LIFE: u64 = 60;
+const DEFAULT_LIFE: f64 = 60.0;
+const MAX_LIFE: f64 = 86_400.0;
 const MAX_TOKENS: usize = 1024;
 const CLIENT: &str = "podwright";
 
@@ -76,20 +77,30 @@ impl Credential {
 
     /// Tells credentials apart without keeping them.
     pub fn fingerprint(&self) -> Digest {
-        let parts: [&str; 3] = match self {
+        digest_of(&match self {
             Self::Anonymous => ["anonymous", "", ""],
             Self::Basic { username, password } => ["basic", username, password],
             Self::Identity(token) => ["identity", token, ""],
             Self::Registry(token) => ["registry", token, ""],
-        };
-        let bytes: Vec<u8> =
-            parts.iter().flat_map(|p| [&p.len().to_le_bytes()[..], p.as_bytes()].concat()).collect();
-        Digest::of(&bytes)
+        })
     }
 
     pub fn is_anonymous(&self) -> bool {
         *self == Self::Anonymous
     }
+}
+
+/// Tells pulls apart by the secrets that they bring, and by whom those are for: a mirror may be asked with
+/// what the image's own registry never sees.
+pub fn fingerprint(auth: &Auth) -> Digest {
+    let Auth { username, password, auth, server_address, identity_token, registry_token } = auth;
+    digest_of(&[username, password, auth, server_address, identity_token, registry_token])
+}
+
+fn digest_of(parts: &[&str]) -> Digest {
+    let bytes: Vec<u8> =
+        parts.iter().flat_map(|p| [&p.len().to_le_bytes()[..], p.as_bytes()].concat()).collect();
+    Digest::of(&bytes)
 }
 
 /// Docker's registry in references.
@@ -132,7 +143,16 @@ pub struct AskToken<'a> {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Seconds.
+    expires_in: Option<f64>,
+}
+
+impl TokenAnswer {
+    /// How long the token is used: less than it is good for, and never for ever, whatever is said.
+    fn life(&self) -> Duration {
+        let stated = self.expires_in.unwrap_or(DEFAULT_LIFE).min(MAX_LIFE);
+        Duration::try_from_secs_f64(stated * 0.8).unwrap_or_default()
+    }
 }
 
 /// The Authorization header that answers `challenge`, if the credential can.
@@ -180,11 +200,11 @@ impl Tokens {
         let request = request(&client, url.clone(), &key, credential);
         let server = url.host_str().unwrap_or_default();
         let answer = fetch(request).await.map_err(|e| e.during(format!("asking {server} for a token")))?;
-        let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE)).mul_f32(0.8);
-        let token = answer.token.or(answer.access_token).unwrap_or_default();
-        let header = bearer(&token)
-            .filter(|_| !token.is_empty())
-            .ok_or_else(|| Error::internal(format!("{server} answered without a token")))?;
+        let life = answer.life();
+        let mut tokens = [answer.token, answer.access_token].into_iter().flatten();
+        let token = tokens.find(|token| !token.is_empty());
+        let header = token.and_then(|token| bearer(&token));
+        let header = header.ok_or_else(|| Error::internal(format!("{server} answered without a token")))?;
         self.keep(key, header.clone(), life);
         Ok(header)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_RANGE;
+use reqwest::Response;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
@@ -106,20 +107,21 @@ impl Session {
         let what = format!("blob {digest}");
         let ask = Ask { path: &path, what: &what, accept: "*/*", offset: taken.offset, resolves: false };
         let mut response = host.send(&self.registries, &ask).await?;
-        // A server may ignore the range: then the first bytes come again.
-        let offset = taken.offset;
-        let mut skip = offset;
-        if offset > 0 && response.status() == StatusCode::PARTIAL_CONTENT {
-            let range =
-                response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            if !range.starts_with(&format!("bytes {offset}-")) {
-                return Err(Error::wrong_bytes(format!(
-                    "asked for bytes from {offset}, the answer is {range:?}"
-                )));
-            }
-            skip = 0;
+        let mut skip = before(&response, taken.offset)?;
+        let too_long =
+            || Error::wrong_bytes(format!("it is longer than the {size} bytes that its manifest says"));
+        let stated = response.content_length().unwrap_or_default();
+        if stated.saturating_sub(skip) > size - taken.offset {
+            return Err(too_long());
         }
-        while let Some(mut chunk) = response.chunk().await.map_err(transport)? {
+        loop {
+            let mut chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                // All of it is here, and its digest tells whether it is right.
+                Err(_) if taken.offset == size => break,
+                Err(error) => return Err(transport(error)),
+            };
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
             skip -= skipped as u64;
             chunk = chunk.split_off(skipped);
@@ -127,9 +129,7 @@ impl Session {
                 continue;
             }
             if taken.offset + chunk.len() as u64 > size {
-                return Err(Error::wrong_bytes(format!(
-                    "it is longer than the {size} bytes that its manifest says"
-                )));
+                return Err(too_long());
             }
             taken.offset += chunk.len() as u64;
             taken.hasher.update(&chunk);
@@ -144,6 +144,19 @@ impl Session {
             true => Ok(()),
             false => Err(Error::unavailable(format!("it ended after {} of {size} bytes", taken.offset))),
         }
+    }
+}
+
+/// How many of the answer's first bytes are here already. A server may ignore the range that begins at
+/// `offset`: then they come again.
+fn before(response: &Response, offset: u64) -> Result<u64> {
+    if offset == 0 || response.status() != StatusCode::PARTIAL_CONTENT {
+        return Ok(offset);
+    }
+    let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    match range.starts_with(&format!("bytes {offset}-")) {
+        true => Ok(0),
+        false => Err(Error::wrong_bytes(format!("asked for bytes from {offset}, the answer is {range:?}"))),
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Clients {
     resolver: Resolver,
     /// The endpoint's host, without its port.
     host: String,
+    /// It may be spoken to in plain HTTP.
+    plain: bool,
     tls: Tls,
     dial_timeout: Option<Duration>,
     made: Mutex<HashMap<Peer, Client>>,
@@ -47,6 +49,7 @@ impl Clients {
             settings: Arc::clone(settings),
             resolver: resolver.clone(),
             host: bare(&endpoint.root.host()).to_owned(),
+            plain: endpoint.root.may_be_plain(),
             tls: endpoint.tls.clone(),
             dial_timeout: endpoint.dial_timeout,
             made: Mutex::default(),
@@ -120,7 +123,8 @@ impl Clients {
     pub fn may_carry_secret(&self, url: &Url) -> bool {
         let host = url.host_str().unwrap_or_default();
         let insecure = |name: &String| bare(name) == bare(host);
-        url.scheme() == "https" || is_loopback(host) || self.settings.insecure.iter().any(insecure)
+        let own = self.plain && bare(host) == self.host;
+        url.scheme() == "https" || is_loopback(host) || own || self.settings.insecure.iter().any(insecure)
     }
 }
 
@@ -195,6 +199,29 @@ pub fn transport(error: reqwest::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_go_in_plain_http_only_to_hosts_that_are_set_up_so() {
+        let settings = Arc::new(Settings { insecure: vec!["old.lan:5000".into()], ..Settings::default() });
+        let url = |text: &str| Url::parse(text).unwrap();
+        let of = |root: &str| {
+            let mut endpoint = settings.foreign("https://x.lan/").unwrap();
+            endpoint.root = super::super::endpoint::Root::Known(url(root));
+            Clients::new(&settings, &Resolver::default(), &endpoint)
+        };
+        let (plain, secure) = (of("http://plain.lan:5000/v2/"), of("https://secure.lan/v2/"));
+        for (server, from_plain, from_secure) in [
+            ("https://anywhere.lan/token", true, true),
+            ("http://anywhere.lan/token", false, false),
+            ("http://old.lan/token", true, true),
+            ("http://127.0.0.1/token", true, true),
+            ("http://plain.lan/token", true, false),
+            ("http://secure.lan/token", false, false),
+        ] {
+            let may = (plain.may_carry_secret(&url(server)), secure.may_carry_secret(&url(server)));
+            assert_eq!(may, (from_plain, from_secure), "{server}");
+        }
+    }
 
     #[test]
     fn loopback_is_recognised_with_and_without_port() {

@@ -97,6 +97,14 @@ impl Root {
             }
         }
     }
+
+    /// Whether files or settings allow plain HTTP there.
+    pub fn may_be_plain(&self) -> bool {
+        match self {
+            Self::Probe(_, schemes) => schemes.contains(&"http"),
+            Self::Known(url) | Self::Blob(url) => url.scheme() == "http",
+        }
+    }
 }
 
 impl Settings {

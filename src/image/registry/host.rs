@@ -19,6 +19,7 @@ use crate::{Error, Result};
 const MAX_REDIRECTS: usize = 10;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 const MAX_ERROR_BODY: usize = 16 << 10;
+const ERROR_BODY: Duration = Duration::from_secs(3);
 /// A manifest, a config or a token that takes longer, however it trickles, is given up.
 const SMALL_BODY: Duration = Duration::from_secs(120);
 
@@ -270,12 +271,16 @@ pub async fn refusal(mut response: Response) -> Error {
         _ => Kind::Internal,
     };
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY - body.len())]);
-        if body.len() == MAX_ERROR_BODY {
-            break;
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY - body.len())]);
+            if body.len() == MAX_ERROR_BODY {
+                break;
+            }
         }
-    }
+    };
+    // The status alone would do: who is slow to explain it is not waited for.
+    let _ = tokio::time::timeout(ERROR_BODY, read).await;
     let said = words(&body).map(|words| format!(": {words}")).unwrap_or_default();
     Error::new(kind, format!("the answer is {status}{said}"))
 }

@@ -196,9 +196,11 @@ fn fields_of(fields: toml::Table, directory: &Path, unknown: &mut Vec<String>) -
             "header" => host.headers = headers(&value)?,
             "dial_timeout" => {
                 let text = text_of("dial_timeout", &value)?;
-                host.dial_timeout = Some(duration(&text).ok_or_else(|| {
+                let stated = duration(&text).ok_or_else(|| {
                     Error::invalid(format!("dial_timeout: {text:?} is not a duration, such as \"2s\""))
-                })?);
+                })?;
+                // Zero is containerd's own, as to Go: nothing is said.
+                host.dial_timeout = Some(stated).filter(|stated| !stated.is_zero());
             }
             _ => unknown.push(key),
         }
@@ -341,6 +343,7 @@ mod tests {
         assert!(hosts.server.tls.skip_verify && !z.tls.skip_verify);
         assert_eq!(hosts.unknown, ["color"]);
         assert_eq!(parsed("").server, Host::default());
+        assert_eq!(parsed("dial_timeout = \"0s\"").server.dial_timeout, None);
     }
 
     #[test]

@@ -21,7 +21,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use auth::Credential;
+use auth::Credential;
+pub use auth::fingerprint;
 pub use blob::Served;
 use client::Clients;
 use endpoint::{Endpoint, Root};

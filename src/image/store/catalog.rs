@@ -10,6 +10,9 @@ use crate::image::reference::Query;
 use crate::image::{Image, Usage};
 use crate::{Error, Result};
 
+/// Holders, and the numbers of the layers that they use of images that were withdrawn.
+pub type Kept = Vec<(String, Vec<u64>)>;
+
 #[derive(Default)]
 pub struct Catalog {
     images: BTreeMap<Digest, ImageEntry>,
@@ -62,6 +65,7 @@ pub struct Doomed {
 }
 
 /// A new or newly named image.
+#[derive(Clone)]
 pub struct NewImage {
     pub id: Digest,
     pub tag: Option<String>,
@@ -166,7 +170,8 @@ impl Catalog {
         self.pinned.iter().any(|pattern| fits(pattern, name))
     }
 
-    /// The numbers of the image's layers' directories, the topmost first.
+    /// The numbers of the image's layers' directories, the topmost first. None: no such image, or it is
+    /// not whole.
     pub fn stack(&self, id: Digest) -> Option<Vec<u64>> {
         let image = self.images.get(&id)?;
         image.layers.iter().rev().map(|l| self.layers.get(l).map(|l| l.number)).collect()
@@ -392,23 +397,10 @@ impl Catalog {
         with.flat_map(|image| image.tags.iter().chain(&image.digests)).cloned().collect()
     }
 
-    /// What the holders of `images` go on using when those are withdrawn.
-    pub fn kept_by_holders(&self, images: &[Digest]) -> Vec<(String, Vec<u64>)> {
-        let images = images.iter().filter_map(|id| self.images.get(id));
-        let kept = images.flat_map(|image| {
-            let numbers: Vec<_> = image.layers.iter().filter_map(|l| self.number_of(*l)).collect();
-            image.holders.iter().map(move |holder| (holder.clone(), numbers.clone()))
-        });
-        kept.collect()
-    }
-
-    /// Drops the images, and the layer. Returns its number where nobody uses it.
-    pub fn withdraw(
-        &mut self,
-        images: &[Digest],
-        diff_id: Option<Digest>,
-        kept: Vec<(String, Vec<u64>)>,
-    ) -> Option<u64> {
+    /// Drops the images, and the layer. Returns what holders of the images go on using, and the layer's
+    /// number where nobody uses it. In one go: whoever comes to hold such an image is too early or too late.
+    pub fn withdraw(&mut self, images: &[Digest], diff_id: Option<Digest>) -> (Kept, Option<u64>) {
+        let kept = self.kept_by_holders(images);
         for id in images {
             self.unname(*id);
             for layer in self.images.remove(id).map(|image| image.layers).unwrap_or_default() {
@@ -417,14 +409,34 @@ impl Catalog {
                 }
             }
         }
-        for (holder, numbers) in kept {
-            self.holders.remove(&holder);
-            self.kept.insert(holder, numbers);
+        for (holder, numbers) in &kept {
+            self.holders.remove(holder);
+            self.kept.insert(holder.clone(), numbers.clone());
         }
-        let layer = self.layers.remove(&diff_id?)?;
+        let Some(layer) = diff_id.and_then(|diff_id| self.layers.remove(&diff_id)) else {
+            return (kept, None);
+        };
         self.usage.bytes -= layer.usage.bytes;
         self.usage.inodes -= layer.usage.inodes;
-        (!self.layer_numbers().contains(&layer.number)).then_some(layer.number)
+        let unused = !self.layer_numbers().contains(&layer.number);
+        (kept, unused.then_some(layer.number))
+    }
+
+    /// What the holders of `images` go on using when those are withdrawn; what they use of an earlier one
+    /// stays theirs, too.
+    fn kept_by_holders(&self, images: &[Digest]) -> Kept {
+        let images = images.iter().filter_map(|id| self.images.get(id));
+        let kept = images.flat_map(|image| {
+            let of_it: Vec<_> = image.layers.iter().filter_map(|l| self.number_of(*l)).collect();
+            image.holders.iter().map(move |holder| {
+                let mut numbers = self.kept.get(holder).cloned().unwrap_or_default();
+                numbers.extend(&of_it);
+                numbers.sort_unstable();
+                numbers.dedup();
+                (holder.clone(), numbers)
+            })
+        });
+        kept.collect()
     }
 
     /// Holders that let go of withdrawn layers, and the numbers that nobody uses any more.

@@ -7,9 +7,8 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
-use super::catalog::LayerState;
 use super::index::Change;
 use super::{Store, delete, numbers};
 use crate::image::digest::Digest;
@@ -72,8 +71,7 @@ impl Store {
             let remedy = "withdraw it: its images are pulled anew, containers that use it keep it".to_owned();
             report.faults.push(Fault { what: format!("layer {diff_id}"), found, images, remedy });
             if repair {
-                let images = self.catalog().images_with(diff_id);
-                self.withdraw(images, Some(diff_id))?;
+                self.withdraw_layer(diff_id, number)?;
             }
         }
         self.check_configs(repair, &mut report)?;
@@ -98,20 +96,28 @@ impl Store {
     fn check_configs(&self, repair: bool, report: &mut Report) -> Result<()> {
         let ids = self.catalog().image_ids();
         for id in ids {
-            let found = match self.config(id) {
-                Ok(config) if Digest::of(&config) == id => continue,
-                Ok(config) => format!("its config has digest {}", Digest::of(&config)),
-                Err(error) => error.message,
-            };
-            let Some(image) = self.catalog().image(id) else { continue };
+            if self.config_fault(id).is_none() {
+                continue;
+            }
+            // It may have been removed meanwhile, and what was found is that.
+            let change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+            let image = self.catalog().image(id);
+            let Some((image, found)) = image.zip(self.config_fault(id)) else { continue };
             let images = image.repo_tags.into_iter().chain(image.repo_digests).collect();
             let remedy = "withdraw it: it is pulled anew".to_owned();
             report.faults.push(Fault { what: format!("image {id}"), found: vec![found], images, remedy });
             if repair {
-                self.withdraw(vec![id], None)?;
+                self.withdraw(change, vec![id], None)?;
             }
         }
         Ok(())
+    }
+
+    fn config_fault(&self, id: Digest) -> Option<String> {
+        match self.config(id).map(|config| Digest::of(&config)) {
+            Ok(digest) => (digest != id).then(|| format!("its config has digest {digest}")),
+            Err(error) => Some(error.message),
+        }
     }
 
     /// Directories that no record names: what an interrupted removal left, freed at a start.
@@ -143,33 +149,36 @@ impl Store {
         Ok(())
     }
 
-    /// Takes images out of the index, and `diff_id`'s directory with them. What containers use
-    /// stays on the disk until they release it, also over restarts.
-    pub(super) fn withdraw(&self, images: Vec<Digest>, diff_id: Option<Digest>) -> Result<()> {
-        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = self.catalog().kept_by_holders(&images);
-        let change = Change {
-            delete_images: images.clone(),
-            delete_layers: diff_id.into_iter().collect(),
-            put_kept: kept.clone(),
-            ..Change::default()
-        };
-        self.index.apply(&change)?;
-        let doomed = self.catalog_mut().withdraw(&images, diff_id, kept);
-        if let Some(number) = doomed {
-            self.bury(number, LayerState::Indexed)?;
+    /// Takes the layer in directory `number` out of the index, and all images that have it. Where it lies
+    /// in another one by now, it was removed and pulled again, and stays.
+    pub(super) fn withdraw_layer(&self, diff_id: Digest, number: u64) -> Result<()> {
+        let change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.catalog().number_of(diff_id) != Some(number) {
+            return Ok(());
         }
-        Ok(())
+        let images = self.catalog().images_with(diff_id);
+        self.withdraw(change, images, Some(diff_id))
     }
 
-    /// Moves a layer's directory to where nothing refers to it, and deletes it.
-    pub(super) fn bury(&self, number: u64, state: LayerState) -> Result<()> {
-        if state != LayerState::Staged {
-            match self.rename(number, "layers", "staging") {
-                Err(_) if !self.root.join("layers").join(number.to_string()).exists() => return Ok(()),
-                other => other?,
-            }
-        }
+    /// Takes images out of the index, and `diff_id`'s directory with them. What containers use
+    /// stays on the disk until they release it, also over restarts.
+    fn withdraw(
+        &self,
+        change: MutexGuard<'_, ()>,
+        images: Vec<Digest>,
+        diff_id: Option<Digest>,
+    ) -> Result<()> {
+        // From the catalog first: who wants to hold such an image while the index is written comes too late.
+        let (kept, doomed) = self.catalog_mut().withdraw(&images, diff_id);
+        self.index.apply(&Change {
+            delete_images: images,
+            delete_layers: diff_id.into_iter().collect(),
+            put_kept: kept,
+            ..Change::default()
+        })?;
+        let Some(number) = doomed else { return Ok(()) };
+        self.take_away(number)?;
+        drop(change);
         delete(&self.root.join("staging").join(number.to_string()));
         Ok(())
     }

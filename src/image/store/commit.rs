@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog::{LayerState, NewImage};
 use super::index::{Change, LayerRecord};
-use super::{Store, unpack};
+use super::{Store, delete, unpack};
 use crate::error::Step;
 use crate::image::digest::Digest;
 use crate::{Error, Result};
@@ -135,12 +135,14 @@ impl Store {
     fn drop_unwritten(&self, layers: &[Unindexed]) {
         for (diff_id, ..) in layers {
             let state = self.catalog().place_of(*diff_id).map(|(_, state)| state);
-            let number = self.catalog_mut().withdraw(&[], Some(*diff_id), Vec::new());
+            let (_, number) = self.catalog_mut().withdraw(&[], Some(*diff_id));
             self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
-            if let Some((number, state)) = number.zip(state)
-                && let Err(error) = self.bury(number, state)
-            {
-                tracing::warn!(%diff_id, %error, "a layer that was not made durable is not deleted");
+            let Some((number, state)) = number.zip(state) else { continue };
+            match if state == LayerState::Staged { Ok(()) } else { self.take_away(number) } {
+                Ok(()) => delete(&self.root.join("staging").join(number.to_string())),
+                Err(error) => {
+                    tracing::warn!(%diff_id, %error, "a layer that was not made durable is not deleted");
+                }
             }
         }
     }

@@ -137,12 +137,9 @@ impl Store {
             let path = self.layer_path(number);
             match fs::metadata(&path) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
-                    let (images, names) = {
-                        let catalog = self.catalog();
-                        (catalog.images_with(diff_id), catalog.names_with(diff_id))
-                    };
+                    let names = self.catalog().names_with(diff_id);
                     tracing::error!(path = %path.display(), %diff_id, ?names, "a layer is missing: withdrawing its images");
-                    self.withdraw(images, Some(diff_id))?;
+                    self.withdraw_layer(diff_id, number)?;
                 }
                 Err(e) => {
                     return Err(Error::io(format!("opening the image store: layer {}", path.display()), e));
@@ -231,30 +228,25 @@ impl Store {
     /// Frees what nothing uses: images without names and holders, layers without images and pulls.
     /// Blocking, as long as deleting takes.
     pub fn sweep(&self) -> Result<()> {
-        let (doomed, withdrawn) = {
-            let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-            let (images, (delete_kept, withdrawn), layers) = {
-                let mut catalog = self.catalog_mut();
-                let (images, released) = (catalog.drop_unused_images(), catalog.drop_released());
-                (images, released, catalog.drop_unused_layers())
-            };
-            let indexed =
-                layers.iter().filter(|l| l.state == LayerState::Indexed).map(|l| l.diff_id).collect();
-            let change =
-                Change { delete_images: images, delete_layers: indexed, delete_kept, ..Change::default() };
-            if !change.is_empty() {
-                // On an error the directories stay; the next start sweeps again.
-                self.index.apply(&change)?;
-            }
-            for layer in layers.iter().filter(|l| l.state != LayerState::Staged) {
-                self.rename(layer.number, "layers", "staging")?;
-            }
-            (layers, withdrawn)
+        let change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let (images, (delete_kept, withdrawn), layers) = {
+            let mut catalog = self.catalog_mut();
+            let (images, released) = (catalog.drop_unused_images(), catalog.drop_released());
+            (images, released, catalog.drop_unused_layers())
         };
-        for Doomed { number, .. } in doomed {
-            delete(&self.root.join("staging").join(number.to_string()));
+        let indexed = layers.iter().filter(|l| l.state == LayerState::Indexed).map(|l| l.diff_id).collect();
+        let change_of_index =
+            Change { delete_images: images, delete_layers: indexed, delete_kept, ..Change::default() };
+        if !change_of_index.is_empty() {
+            // On an error the directories stay; the next start sweeps again.
+            self.index.apply(&change_of_index)?;
         }
-        withdrawn.into_iter().try_for_each(|number| self.bury(number, LayerState::Placed))
+        let placed = layers.iter().filter(|l| l.state != LayerState::Staged).map(|l| l.number);
+        let taken: Vec<_> = placed.chain(withdrawn.iter().copied()).map(|n| self.take_away(n)).collect();
+        drop(change);
+        let doomed = layers.iter().map(|Doomed { number, .. }| *number).chain(withdrawn);
+        doomed.for_each(|number| delete(&self.root.join("staging").join(number.to_string())));
+        taken.into_iter().collect()
     }
 
     pub fn sweep_logged(&self) {
@@ -318,6 +310,15 @@ impl Store {
         let result =
             rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, RenameFlags::NOREPLACE);
         result.step(|| format!("renaming {} to {}", from.display(), to.display()))
+    }
+
+    /// Moves a layer's directory, if it is still there, to where nothing refers to it. With the lock on
+    /// changes: in between, a directory that the index has not would look like a stray one.
+    fn take_away(&self, number: u64) -> Result<()> {
+        match self.rename(number, "layers", "staging") {
+            Err(_) if !self.root.join("layers").join(number.to_string()).exists() => Ok(()),
+            other => other,
+        }
     }
 
     fn sync_directories(&self) -> Result<()> {

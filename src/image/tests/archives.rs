@@ -7,7 +7,7 @@ use super::*;
 use crate::error::Kind;
 
 /// An archive of files, and of symbolic links (their targets after an arrow).
-fn archive(files: &[(&str, Vec<u8>)], links: &[(&str, &str)]) -> Vec<u8> {
+pub fn archive(files: &[(&str, Vec<u8>)], links: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (link, target) in links {
         let mut header = tar::Header::new_gnu();
@@ -24,7 +24,7 @@ fn archive(files: &[(&str, Vec<u8>)], links: &[(&str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn config(layers: &[&[u8]]) -> Vec<u8> {
+pub fn config(layers: &[&[u8]]) -> Vec<u8> {
     let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
     let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
     json!({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).to_string().into_bytes()
@@ -45,7 +45,7 @@ fn docker(tags: &[&str]) -> (Vec<u8>, Digest) {
     (archive(&files, &[("x/layer.tar", "../real/layer.tar")]), Digest::of(&config))
 }
 
-async fn import(images: &Images, archive: Vec<u8>, name: Option<&str>) -> Result<Vec<Imported>> {
+pub async fn import(images: &Images, archive: Vec<u8>, name: Option<&str>) -> Result<Vec<Imported>> {
     images.import(Box::new(std::io::Cursor::new(archive)), name.map(str::to_owned)).await
 }
 
@@ -254,4 +254,25 @@ async fn only_what_an_image_wants_is_taken() {
     assert!(error.message.contains("layer blobs/sha256/") && error.message.contains("cut off"), "{error}");
     assert!(images.list(None).unwrap().is_empty());
     eventually(|| entries(&root.path().join("staging")) == 0).await;
+}
+
+/// Who watches sees an import, too, and how much of it came; of how much, nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_is_seen_while_it_runs() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path()).await;
+    let (bytes, _) = docker(&["a.b/c:d"]);
+    let (mut writer, reader) = std::io::pipe().map(|(reader, writer)| (writer, reader)).unwrap();
+    let importing = tokio::spawn({
+        let images = images.clone();
+        async move { images.import(Box::new(reader), Some("a.b/given".into())).await }
+    });
+    let (first, rest) = bytes.split_at(1500);
+    std::io::Write::write_all(&mut writer, first).unwrap();
+    eventually(|| images.pulling().first().is_some_and(|pull| pull.archive == 1500)).await;
+    assert_eq!(images.pulling()[0].reference, "a.b/given");
+    std::io::Write::write_all(&mut writer, rest).unwrap();
+    drop(writer);
+    importing.await.unwrap().unwrap();
+    assert!(images.pulling().is_empty());
 }

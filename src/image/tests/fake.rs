@@ -31,6 +31,8 @@ pub struct Reply {
     pub stall: Option<Arc<tokio::sync::Semaphore>>,
     /// Zeros follow the body for ever.
     pub endless: bool,
+    /// The same, but one only now and then.
+    pub trickle: bool,
     /// Answer only when this is released.
     pub gate: Option<Arc<tokio::sync::Semaphore>>,
 }
@@ -44,6 +46,7 @@ impl Reply {
             cut: None,
             stall: None,
             endless: false,
+            trickle: false,
             gate: None,
         }
     }
@@ -186,11 +189,16 @@ async fn serve(
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    if !reply.endless && !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
+    let framed = ["Content-Length", "Transfer-Encoding"];
+    let framed = reply.headers.iter().any(|(name, _)| framed.contains(&name.as_str()));
+    if !reply.endless && !reply.trickle && !framed {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
     }
     let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
     let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).await;
+    while reply.trickle && stream.write_all(&[0]).await.is_ok() {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
     while reply.endless && stream.write_all(&[0; 64 << 10]).await.is_ok() {}
     if let Some(stall) = &reply.stall {
         let _released = stall.acquire().await;

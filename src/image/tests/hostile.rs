@@ -65,6 +65,8 @@ async fn archives_that_want_out_or_too_much() {
     let negative = Some([0xff; 12]);
     let overflowing = Some(*b"777777777777");
     let deep = "d/".repeat(45);
+    let half = "d/".repeat(30);
+    let longer = format!("l/{half}");
     let many: Vec<_> = (0..600).map(|n| n.to_string()).collect();
     let many: Vec<_> = many.iter().map(|name| (b'5', name.as_str(), "", None)).collect();
     let zeros = vec![0; 6 << 20];
@@ -80,9 +82,13 @@ async fn archives_that_want_out_or_too_much() {
         ("negative", raw(&[(b'0', "a", "", negative)])),
         ("", raw(&[(b'0', "a", "", overflowing)])),
         ("deeper", raw(&[(b'5', &deep, "", None)])),
+        // No name is deep, but the way through the link is.
+        ("deeper", raw(&[(b'5', &half, "", None), (b'2', "l", &half, None), (b'5', &longer, "", None)])),
         ("longer", with_pax("path", "d/".repeat(4096).as_bytes())),
         ("entries", raw(&many)),
         ("larger", tar_of(&[("bomb", &zeros)])),
+        // Nothing but a hole.
+        ("larger", with_pax("GNU.sparse.size", b"5000000000")),
         // Behind the archive's end, where no file counts it.
         ("larger", [tar_of(&[("a", b"1")]), vec![0; 64 << 20]].concat()),
         ("too long", with_pax("comment", &vec![b'x'; 2 << 20])),
@@ -141,6 +147,15 @@ async fn registries_that_never_end_or_lie_about_sizes() {
         let error = refused_by(&images, root.path(), &fake.reference("a/b:v1")).await;
         assert!(error.message.contains("longer than"), "{error}");
     }
+    // A refusal that takes for ever to explain itself.
+    let fake = Fake::start(|request, _| {
+        (request.path != "/v2/").then(|| Reply { trickle: true, ..Reply::new(403, "{") })
+    })
+    .await;
+    let name = fake.reference("a/b:v1");
+    let refusal = refused_by(&images, root.path(), &name);
+    let refusal = tokio::time::timeout(std::time::Duration::from_secs(120), refusal).await;
+    assert_eq!(refusal.expect("an end").kind, Kind::PermissionDenied);
     // A manifest of 100 MB.
     let fake = Fake::plain().await;
     fake.put("/v2/a/b/manifests/v1", OCI_MANIFEST, vec![b' '; 100 << 20]);

@@ -5,6 +5,7 @@ mod check;
 mod fake;
 mod hostile;
 mod pull;
+mod races;
 mod registries;
 mod store;
 

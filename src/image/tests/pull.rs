@@ -114,6 +114,36 @@ async fn tokens_are_fetched_and_never_cross_credentials() {
     assert!(seen.iter().all(|header| header.starts_with("Bearer ")));
 }
 
+/// Neither a life without end nor an empty field of the two makes a token useless.
+#[tokio::test(flavor = "multi_thread")]
+async fn token_servers_answers_are_taken_as_they_are() {
+    let life = ["18446744073709551615", "1e300", "-5", "0.5", "null"];
+    for (life, number) in life.into_iter().zip(0..) {
+        let tokens = Fake::start(move |_, _| {
+            let body = format!(r#"{{"token": "", "access_token": "t{number}", "expires_in": {life}}}"#);
+            Some(Reply::new(200, body))
+        })
+        .await;
+        let realm = format!("http://{}/token", tokens.address);
+        let registry = Fake::start(move |request, content| {
+            let right = request
+                .headers
+                .get("authorization")
+                .is_some_and(|given| *given == format!("Bearer t{number}"));
+            let challenge = format!(r#"Bearer realm="{realm}",service="x""#);
+            Some(match right {
+                true => answer(request, content),
+                false => Reply::new(401, "").header("WWW-Authenticate", challenge),
+            })
+        })
+        .await;
+        registry.put_image("a/b", "latest", &[layer(&[("a", b"1")])]);
+        let root = tempfile::tempdir().unwrap();
+        let pulled = pull(&open(root.path()).await, &registry.reference("a/b")).await;
+        pulled.unwrap_or_else(|e| panic!("{life}: {e}"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_tokens_go_by_post() {
     let root = tempfile::tempdir().unwrap();
@@ -268,6 +298,27 @@ async fn a_broken_download_goes_on_where_it_broke() {
         let ranges: Vec<_> = requests.iter().filter_map(|r| r.headers.get("range").cloned()).collect();
         assert_eq!(ranges, if with_ranges { vec!["bytes=1000-".to_owned()] } else { Vec::new() });
     }
+}
+
+/// A server that drops the connection behind the last byte has sent all that is wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_all_here_is_not_asked_for_again() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Fake::start(|request, content| {
+        let bytes = answer(request, content).body;
+        if !bytes.starts_with(&[0x1f, 0x8b]) || request.headers.contains_key("range") {
+            return None;
+        }
+        // The chunk that says that it was the last one is missing.
+        let chunk = [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat();
+        Some(Reply::new(200, chunk).header("Transfer-Encoding", "chunked"))
+    })
+    .await;
+    let layers = [layer(&[("a", b"1")])];
+    registry.put_image("a/b", "latest", &layers);
+    let images = open(root.path()).await;
+    pull(&images, &registry.reference("a/b")).await.unwrap();
+    assert_eq!(registry.count(&Digest::of(&layers[0].0).to_string()), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

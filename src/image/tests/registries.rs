@@ -75,6 +75,40 @@ async fn a_mirror_is_asked_first_without_the_pulls_credential() {
     assert_eq!(registry.count(""), before, "the mirror had it all");
 }
 
+/// A pull whose secret is for the mirror is another one than a pull without: neither joins the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_for_the_mirror_serves_no_other_pull() {
+    let root = tempfile::tempdir().unwrap();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let registry = Fake::start(|request, _| (request.path != "/v2/").then(|| Reply::new(403, ""))).await;
+    let mirror = Fake::start(move |request, content| {
+        let given = request.headers.contains_key("authorization");
+        let denied = Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\"");
+        let answer = || Reply { gate: Some(Arc::clone(&held)), ..answer(request, content) };
+        Some(if given { answer() } else { denied })
+    })
+    .await;
+    mirror.put_image("a/b", "v1", &[layer(&[("x", b"1")])]);
+    mirrored(root.path(), &registry, &format!("[host.\"http://{}\"]\n", mirror.address));
+    let images = open_with(root.path(), settings(root.path())).await;
+    let name = registry.reference("a/b:v1");
+    let auth = Auth { server_address: mirror.address.to_string(), ..amy() };
+    let with = tokio::spawn({
+        let (images, name) = (images.clone(), name.clone());
+        async move { images.pull(&name, auth).await }
+    });
+    eventually(|| mirror.count("/manifests/") == 2).await;
+    let without = tokio::spawn({
+        let (images, name) = (images.clone(), name.clone());
+        async move { images.pull(&name, Auth::default()).await }
+    });
+    eventually(|| registry.count("/manifests/") == 1 || without.is_finished()).await;
+    gate.add_permits(100);
+    assert_eq!(without.await.unwrap().unwrap_err().kind, Kind::PermissionDenied);
+    with.await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_without_resolve_is_asked_for_content_only() {
     let root = tempfile::tempdir().unwrap();
