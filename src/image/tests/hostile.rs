@@ -69,6 +69,12 @@ async fn archives_that_want_out_or_too_much() {
     let longer = format!("l/{half}");
     let many: Vec<_> = (0..600).map(|n| n.to_string()).collect();
     let many: Vec<_> = many.iter().map(|name| (b'5', name.as_str(), "", None)).collect();
+    let implied: Vec<_> = (0..20).map(|n| format!("{n}/{}", "d/".repeat(30))).collect();
+    let implied: Vec<_> = implied.iter().map(|name| (b'5', name.as_str(), "", None)).collect();
+    let long =
+        |n: usize| with_pax("path", format!("{n}{}", format!("/{}", "n".repeat(200)).repeat(19)).as_bytes());
+    let long: Vec<u8> =
+        (0..20).flat_map(|n| long(n)[..].strip_suffix(&[0; 1024]).unwrap().to_vec()).collect();
     let zeros = vec![0; 6 << 20];
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("..", raw(&[(b'0', "../../outside", "", None)])),
@@ -86,6 +92,9 @@ async fn archives_that_want_out_or_too_much() {
         ("deeper", raw(&[(b'5', &half, "", None), (b'2', "l", &half, None), (b'5', &longer, "", None)])),
         ("longer", with_pax("path", "d/".repeat(4096).as_bytes())),
         ("entries", raw(&many)),
+        // A few entries that make many directories on their way, and names that fill memory.
+        ("entries", raw(&implied)),
+        ("together", long),
         ("larger", tar_of(&[("bomb", &zeros)])),
         // Nothing but a hole.
         ("larger", with_pax("GNU.sparse.size", b"5000000000")),

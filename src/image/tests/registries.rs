@@ -404,3 +404,34 @@ async fn a_foreign_layer_comes_from_its_url() {
     assert_eq!(error.kind, Kind::NotFound, "the other URL's word comes last: {error}");
     assert!(error.message.contains("its digest is"), "{error}");
 }
+
+/// Neither a life without end nor an empty field of the two makes a token useless.
+#[tokio::test(flavor = "multi_thread")]
+async fn token_servers_answers_are_taken_as_they_are() {
+    let life = ["18446744073709551615", "1e300", "-5", "0.5", "null"];
+    for (life, number) in life.into_iter().zip(0..) {
+        let tokens = Fake::start(move |_, _| {
+            let body = format!(r#"{{"token": "", "access_token": "t{number}", "expires_in": {life}}}"#);
+            Some(Reply::new(200, body))
+        })
+        .await;
+        let realm = format!("http://{}/token", tokens.address);
+        let registry = Fake::start(move |request, content| {
+            let right = request
+                .headers
+                .get("authorization")
+                .is_some_and(|given| *given == format!("Bearer t{number}"));
+            let challenge = format!(r#"Bearer realm="{realm}",service="x""#);
+            Some(match right {
+                true => answer(request, content),
+                false => Reply::new(401, "").header("WWW-Authenticate", challenge),
+            })
+        })
+        .await;
+        registry.put_image("a/b", "latest", &[layer(&[("a", b"1")])]);
+        let root = tempfile::tempdir().unwrap();
+        let images = open_with(root.path(), settings(root.path())).await;
+        let pulled = images.pull(&registry.reference("a/b"), Auth::default()).await;
+        pulled.unwrap_or_else(|e| panic!("{life}: {e}"));
+    }
+}

@@ -33,6 +33,7 @@ const WHITEOUT: &[u8] = b".wh.";
 /// AUFS's own: only the opaque marker among them means something to others.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+const NAME: u64 = 128;
 /// Of a big file so many bytes go on their way to the disk at once.
 const WRITEBACK: usize = 4 << 20;
 
@@ -41,6 +42,8 @@ const WRITEBACK: usize = 4 << 20;
 pub struct Limits {
     /// Bytes of all files' data together, and of one file with its holes.
     pub bytes: u64,
+    /// Of the archive, and directories that it implies. Their paths may have [`NAME`] bytes each on the
+    /// average: whoever checks the layer has them all in memory.
     pub entries: u64,
     /// Components of a path.
     pub depth: usize,
@@ -67,9 +70,9 @@ pub fn apply(input: impl BufRead, root: &Path, manifest: Option<&Path>, limits: 
     let opening = |e| Error::io(format!("opening {}", root.display()), e);
     let failed = |step: &str, error: io::Error| failed(step, root, error);
     let log = record::Log::create(manifest).map_err(|e| failed("making the layer's manifest", e))?;
-    let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log, limits.depth)).map_err(opening)?;
+    let tree = tree::open_root(root).and_then(|fd| Tree::new(fd, log, limits)).map_err(opening)?;
     let writeback = Writeback::start();
-    let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, entries: 0, bytes: 0 };
+    let mut layer = Layer { archive: Archive::new(input), tree, writeback, limits, bytes: 0 };
     while let Some(entry) =
         layer.archive.next_entry().map_err(|e| failed("reading the layer's archive", e))?
     {
@@ -107,17 +110,13 @@ struct Layer<R> {
     tree: Tree,
     writeback: Writeback,
     limits: Limits,
-    entries: u64,
     bytes: u64,
 }
 
 impl<R: BufRead> Layer<R> {
     fn make(&mut self, entry: &Entry) -> io::Result<()> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(refused(format!("the layer has more than {} entries", self.limits.entries)));
-        }
         let path = clean(&entry.path, self.limits.depth)?;
+        self.tree.count(&path)?;
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
         let parent = &path[..path.len().saturating_sub(name.len() + 1)];
         if path.split(|b| *b == b'/').any(|component| component.starts_with(AUFS)) {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::archive::Entry;
 use super::record::{Log, Meta, Record};
-use super::{Applied, attributes, metadata, refused};
+use super::{Applied, Limits, NAME, attributes, metadata, refused};
 use crate::image::Usage;
 
 /// Parent directories kept open: archives are written directory by directory.
@@ -40,8 +40,10 @@ pub struct Tree {
     /// Set at the end, since making entries in a directory changes its own.
     directory_times: HashMap<Vec<u8>, (i64, u32)>,
     pub usage: Usage,
-    /// Components of a directory's path.
-    depth: usize,
+    limits: Limits,
+    entries: u64,
+    /// Bytes of all paths.
+    names: u64,
 }
 
 struct Directory {
@@ -75,21 +77,48 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 impl Tree {
-    /// `log` gets what is made; no directory has more than `depth` components, whatever links led there.
-    pub fn new(root: OwnedFd, log: Log, depth: usize) -> io::Result<Self> {
+    /// `log` gets what is made.
+    pub fn new(root: OwnedFd, log: Log, limits: Limits) -> io::Result<Self> {
         let usage = Usage { bytes: BLOCK, inodes: 1 };
         let host_path = path_of(&root)?;
         let inherits = !attributes::read(root.as_fd(), b".")?.is_empty();
         let root = Rc::new(Directory { fd: root, path: Vec::new() });
         let (parents, directory_times) = (VecDeque::new(), HashMap::new());
         let implied = BTreeSet::new();
-        let mut tree =
-            Self { root, host_path, parents, log, implied, inherits, directory_times, usage, depth };
+        let (entries, names) = (0, 0);
+        let mut tree = Self {
+            root,
+            host_path,
+            parents,
+            log,
+            implied,
+            inherits,
+            directory_times,
+            usage,
+            limits,
+            entries,
+            names,
+        };
         if inherits {
             let root = Rc::clone(&tree.root);
             tree.note_attributes(root.fd.as_fd(), b".", Vec::new())?;
         }
         Ok(tree)
+    }
+
+    /// One more entry, of the archive or implied.
+    pub fn count(&mut self, path: &[u8]) -> io::Result<()> {
+        let most = self.limits.entries;
+        self.entries += 1;
+        self.names += path.len() as u64;
+        if self.entries > most {
+            return Err(refused(format!("the layer has more than {most} entries")));
+        }
+        let most = most.saturating_mul(NAME);
+        if self.names > most {
+            return Err(refused(format!("the paths of its entries have more than {most} bytes together")));
+        }
+        Ok(())
     }
 
     /// The place of `path` (clean: no empty, `.` or `..` component; not empty), its parents made
@@ -247,8 +276,8 @@ impl Tree {
         let real = real.strip_prefix(b"/").unwrap_or(real).to_vec();
         // Names through symbolic links are shorter than the way they go, and whoever removes or checks the
         // tree goes all of it, with a directory open for each step.
-        if real.iter().filter(|b| **b == b'/').count() >= self.depth {
-            return Err(refused(format!("the path leads deeper than {} directories", self.depth)));
+        if real.iter().filter(|b| **b == b'/').count() >= self.limits.depth {
+            return Err(refused(format!("the path leads deeper than {} directories", self.limits.depth)));
         }
         let directory = Rc::new(Directory { fd, path: real });
         if self.parents.len() == CACHED_PARENTS {
@@ -281,6 +310,7 @@ impl Tree {
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
                 Err(e) => return Err(e.into()),
             }
+            self.count(path)?;
             let place = self.existing(path)?;
             match stat(&place)? {
                 Some(there) if !is_whiteout(&there) => return Err(Errno::NOTDIR.into()),
