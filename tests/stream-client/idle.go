@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,12 +19,13 @@ import (
 )
 
 // How many sessions of a kind are held at once.
-const idleSessions = 100
+const idleSessions = 200
 
 // Closes what a session holds open.
 type closer func()
 
-// KiB of the process at -pid for each session that says nothing, as JSON, by transport and kind.
+// KiB of the process at -pid for each session that says nothing, as JSON, by transport and kind. What one
+// kind leaves free the next uses: a daemon that has just started tells most about one of them (-run).
 func idle(s server) int {
 	kinds := []struct {
 		name string
@@ -37,6 +39,9 @@ func idle(s server) int {
 	for _, k := range kinds {
 		for _, t := range []transport{spdyTransport, wsTransport} {
 			name := fmt.Sprintf("%s %s", t, k.name)
+			if !strings.Contains(name, *only) {
+				continue
+			}
 			kib, err := perSession(func() (closer, error) { return k.open(s, t) })
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
@@ -53,12 +58,14 @@ func idle(s server) int {
 }
 
 func perSession(open func() (closer, error)) (float64, error) {
-	// The first one may load what all have in common.
-	first, err := open()
-	if err != nil {
-		return 0, err
+	// The first ones load what all have in common.
+	for range 5 {
+		first, err := open()
+		if err != nil {
+			return 0, err
+		}
+		defer first()
 	}
-	defer first()
 	before, err := settledPss()
 	if err != nil {
 		return 0, err

@@ -5,7 +5,11 @@
 //!  pairs u32   { length u32, name in lower case   length u32, value [\0 value]… }…
 //! ```
 
-use flate2::{Decompress, FlushDecompress, Status};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::{
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
 use super::dictionary::{CHECKSUM, DICTIONARY};
 use super::frame::Broken;
@@ -13,6 +17,10 @@ use super::frame::Broken;
 /// Of an inflated block. Ours have three or four short headers; the peers' clients add none.
 const MAX_BLOCK: usize = 16 << 10;
 const MAX_PAIRS: usize = 64;
+/// What is inflated in one step.
+const ROOM: usize = 512;
+/// How far back a distance reaches (RFC 1951).
+const WINDOW: usize = 32 << 10;
 
 /// The headers of a stream, names in lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,60 +39,76 @@ impl Headers {
     }
 }
 
-/// Inflates the blocks of one session, in the order of their frames.
+/// Inflates the blocks of one session, in the order of their frames. It keeps what later blocks may refer
+/// to and no more, where zlib's inflaters have 32 KiB from the beginning: most sessions have five headers.
 pub struct Reader {
-    zlib: Decompress,
+    inflater: Box<DecompressorOxide>,
+    /// What was inflated, the dictionary first, as far as a distance reaches.
+    history: Vec<u8>,
+    begun: bool,
 }
 
 impl Reader {
     pub fn new() -> Self {
-        Self { zlib: Decompress::new(true) }
+        Self { inflater: Box::default(), history: Vec::new(), begun: false }
     }
 
     /// After an error the stream is lost, and with it the session.
     pub fn read(&mut self, block: &[u8]) -> Result<Headers, Broken> {
-        let inflated = self.inflate(block)?;
-        parse(&inflated)
+        let deflated = if self.begun { block } else { self.begin(block)? };
+        let start = self.history.len();
+        self.inflate(deflated)?;
+        let headers = parse(&self.history[start..]);
+        self.forget();
+        headers
     }
 
-    fn inflate(&mut self, mut block: &[u8]) -> Result<Vec<u8>, Broken> {
-        let mut inflated = Vec::with_capacity(512);
-        while !block.is_empty() {
-            if inflated.len() == inflated.capacity() {
-                if inflated.len() >= MAX_BLOCK {
-                    return Err(Broken("a header block that is too long"));
-                }
-                inflated.reserve(inflated.len());
-            }
-            let (read, written) = (self.zlib.total_in(), self.zlib.total_out());
-            let status = self.zlib.decompress_vec(block, &mut inflated, FlushDecompress::Sync);
-            let used = (self.zlib.total_in() - read) as usize;
-            block = &block[used..];
-            match status {
-                Ok(Status::StreamEnd) => return Err(Broken("the end of the header stream")),
-                Ok(_) if used == 0 && self.zlib.total_out() == written => {
-                    return Err(Broken("a header block that cannot be inflated"));
-                }
-                Ok(_) => {}
-                Err(e) if e.needs_dictionary() == Some(CHECKSUM) => {
-                    let set = self.zlib.set_dictionary(DICTIONARY);
-                    set.map_err(|_| Broken("the dictionary of the headers"))?;
-                }
-                Err(_) => return Err(Broken("a header block that is not compressed as it should be")),
-            }
+    /// Takes the stream's header (RFC 1950) off its first block.
+    fn begin<'a>(&mut self, block: &'a [u8]) -> Result<&'a [u8], Broken> {
+        const WRONG: Broken = Broken("a header block that is not compressed as it should be");
+        let (header, rest) = block.split_first_chunk::<2>().ok_or(WRONG)?;
+        let [method, flags] = *header;
+        if method & 15 != 8 || method >> 4 > 7 || !u16::from_be_bytes(*header).is_multiple_of(31) {
+            return Err(WRONG);
         }
-        // What is still inside where the room was just enough.
+        self.begun = true;
+        if flags & 0x20 == 0 {
+            return Ok(rest);
+        }
+        let (checksum, rest) = rest.split_first_chunk::<4>().ok_or(WRONG)?;
+        if u32::from_be_bytes(*checksum) != CHECKSUM {
+            return Err(WRONG);
+        }
+        self.history.extend_from_slice(DICTIONARY);
+        Ok(rest)
+    }
+
+    /// Appends what the block has to the history.
+    fn inflate(&mut self, mut block: &[u8]) -> Result<(), Broken> {
+        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        let most = self.history.len() + MAX_BLOCK;
         loop {
-            if inflated.len() > MAX_BLOCK {
+            let at = self.history.len();
+            if at > most {
                 return Err(Broken("a header block that is too long"));
             }
-            inflated.reserve(512);
-            let before = inflated.len();
-            match self.zlib.decompress_vec(&[], &mut inflated, FlushDecompress::Sync) {
-                Ok(Status::Ok | Status::BufError) if inflated.len() == before => return Ok(inflated),
-                Ok(Status::Ok | Status::BufError) => {}
+            self.history.resize(at + ROOM, 0);
+            let (status, used, written) = decompress(&mut self.inflater, block, &mut self.history, at, FLAGS);
+            self.history.truncate(at + written);
+            block = &block[used..];
+            match status {
+                TINFLStatus::NeedsMoreInput if block.is_empty() => return Ok(()),
+                TINFLStatus::HasMoreOutput => {}
+                TINFLStatus::Done => return Err(Broken("the end of the header stream")),
                 _ => return Err(Broken("a header block that cannot be inflated")),
             }
+        }
+    }
+
+    /// Drops what no distance reaches any more, now and then.
+    fn forget(&mut self) {
+        if self.history.len() > 2 * WINDOW {
+            self.history.drain(..self.history.len() - WINDOW);
         }
     }
 }
@@ -205,6 +229,29 @@ mod tests {
         }
     }
 
+    /// A session holds little for its headers, however many there have been.
+    #[test]
+    fn memory_is_what_later_blocks_may_refer_to() {
+        let (mut writer, mut reader) = (client::Writer::new(), Reader::new());
+        for kind in ["error", "stdin", "stdout", "stderr", "resize"] {
+            reader.read(&writer.write(&[("streamtype", kind)])).unwrap();
+        }
+        assert!(size_of::<DecompressorOxide>() + reader.history.capacity() < 16 << 10);
+        let mut random = 1u64;
+        for number in 0..3000 {
+            let text: String = std::iter::repeat_with(|| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                char::from(b'a' + (random >> 33) as u8 % 26)
+            })
+            .take(100)
+            .collect();
+            let number = number.to_string();
+            let headers = reader.read(&writer.write(&[("port", &number), ("text", &text)])).unwrap();
+            assert_eq!((headers.get("port"), headers.get("text")), (Some(&*number), Some(&*text)));
+            assert!(reader.history.len() <= 2 * WINDOW + MAX_BLOCK);
+        }
+    }
+
     #[test]
     fn replies_can_be_read_with_the_dictionary() {
         let mut reader = Reader::new();
@@ -255,9 +302,9 @@ mod tests {
             let _ = reader.read(&block);
             let mut behind = empty_block(true);
             behind.extend(&block);
-            if let Ok(inflated) = Reader::new().inflate(&behind) {
-                prop_assert!(inflated.len() <= MAX_BLOCK + 1024);
-            }
+            let mut reader = Reader::new();
+            let _ = reader.read(&behind);
+            prop_assert!(reader.history.len() <= DICTIONARY.len() + MAX_BLOCK + ROOM);
             let _ = parse(&block);
         }
 
