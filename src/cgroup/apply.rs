@@ -4,7 +4,7 @@ use std::io;
 
 use super::layout::{Layout, Place};
 use super::limits::{self, Missing, Setting};
-use super::{Warning, file};
+use super::{Warning, file, weight};
 use crate::Result;
 use crate::container::spec::Resources;
 use crate::error::{Error, Kind};
@@ -167,7 +167,7 @@ pub(super) fn in_force(layout: &Layout, path: &str) -> Resources {
     let limit = |text: &str| super::file::parse_limit(text).map_or(-1, |n| n as i64);
     let v2 = layout.place("cpu") == Some(Place::V2);
     let shares = read("cpu", "cpu.shares", "cpu.weight").and_then(|text| text.parse::<u64>().ok());
-    resources.cpu_shares = shares.map_or(0, |n| if v2 { limits::shares_of_weight(n) } else { n } as i64);
+    resources.cpu_shares = shares.map_or(0, |n| if v2 { weight::shares_of_weight(n) } else { n } as i64);
     let quota = read("cpu", "cpu.cfs_quota_us", "cpu.max").unwrap_or_default();
     let period = match quota.split_once(' ') {
         Some((_, period)) => Some(period.to_owned()),

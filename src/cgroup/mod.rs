@@ -18,7 +18,8 @@
 //! A child is in its cgroup from its making, through [`Entry`]. systemd refuses a scope without a
 //! process, so there the scope's directory is made first, the child enters it and parks, and only
 //! then [`Cgroups::adopt`] tells systemd of the scope, which finds its directory and its process
-//! where it would have put them. An exec lives where processes are killed, in the unified hierarchy
+//! where it would have put them. The configured driver is that of new pods: a pod stays with the one it
+//! was made by, and so do its containers, as their recorded paths tell. An exec lives where processes are killed, in the unified hierarchy
 //! (pure v1: the freezer), and shares its container's cgroups in the others.
 
 mod apply;
@@ -36,6 +37,7 @@ mod systemd;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod weight;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -45,6 +47,7 @@ pub use details::{CpuTime, Details, DeviceIo, HugePages, MemoryDetails, Throttli
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 pub use show::View;
+pub use stats::{MemoryStats, Psi, PsiLine, Stats};
 
 use crate::container::spec::Resources;
 use crate::error::{Error, Step};
@@ -68,7 +71,9 @@ struct Inner {
     /// The parent of all that requests give no parent, e.g. `/podwright`.
     root: String,
     root_made: OnceLock<()>,
-    /// None with the cgroupfs driver.
+    /// Of new pods.
+    driver: Driver,
+    /// None where systemd does not run the host.
     systemd: Option<systemd::Manager>,
     /// Of systemd's scopes.
     oom_watches: oom::Watches,
@@ -102,49 +107,6 @@ pub struct Entry {
     pub tasks: Vec<OwnedFd>,
 }
 
-/// Use and pressure at one moment; None where the host lacks the controller.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Stats {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Cumulative nanoseconds.
-    pub cpu_usage: Option<u64>,
-    pub memory: Option<MemoryStats>,
-    pub swap_usage: Option<u64>,
-    pub swap_available: Option<u64>,
-    pub pids: Option<u64>,
-    pub cpu_psi: Option<Psi>,
-    pub memory_psi: Option<Psi>,
-    pub io_psi: Option<Psi>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct MemoryStats {
-    pub usage: u64,
-    /// usage − inactive_file (BEHAVIOUR 36).
-    pub working_set: u64,
-    /// limit − working set; None without a limit.
-    pub available: Option<u64>,
-    pub rss: u64,
-    pub page_faults: u64,
-    pub major_page_faults: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Psi {
-    pub some: PsiLine,
-    pub full: PsiLine,
-}
-
-/// avg*: per cent; total: microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct PsiLine {
-    pub total: u64,
-    pub avg10: f64,
-    pub avg60: f64,
-    pub avg300: f64,
-}
-
 /// What a limit could not do here (BEHAVIOUR 38), as a sentence for the container's status.
 pub type Warning = String;
 
@@ -152,8 +114,9 @@ impl Cgroups {
     /// Reads the host's mounts. `root` is the parent of all cgroups that requests give no parent.
     pub fn detect(driver: Driver, root: &str) -> Result<Self> {
         let layout = Layout::detect()?;
+        // With cgroupfs too: for pods of a time when the driver was the other one.
         let systemd = match driver {
-            Driver::Cgroupfs => None,
+            Driver::Cgroupfs => systemd::Manager::new().ok(),
             Driver::Systemd => Some(systemd::Manager::new()?),
         };
         let root = match driver {
@@ -161,11 +124,7 @@ impl Cgroups {
             Driver::Systemd => systemd::root_slice(root)?,
         };
         let (root_made, oom_watches) = (OnceLock::new(), oom::Watches::default());
-        Ok(Self(Arc::new(Inner { layout, root, root_made, systemd, oom_watches })))
-    }
-
-    pub fn driver(&self) -> Driver {
-        if self.0.systemd.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
+        Ok(Self(Arc::new(Inner { layout, root, root_made, driver, systemd, oom_watches })))
     }
 
     /// "unified", "hybrid" or "v1", for humans.
@@ -183,17 +142,18 @@ impl Cgroups {
     pub async fn create_pod(&self, parent: &str, pod_id: &str) -> Result<Cgroup> {
         path::check_name(pod_id)?;
         let parent_is_ours = parent.is_empty();
-        let above = match &self.0.systemd {
-            Some(systemd) => self.0.pod_slice(systemd, parent, pod_id).await?,
-            None => self.0.pod_parent(parent, pod_id)?,
+        let driver = self.0.driver;
+        let above = match driver {
+            Driver::Systemd => self.0.pod_slice(self.0.systemd()?, parent, pod_id).await?,
+            Driver::Cgroupfs => self.0.pod_parent(parent, pod_id)?,
         };
-        let cgroup =
-            Cgroup { path: format!("{above}/{}", self.0.leaf(pod_id)), role: Role::Pod { parent_is_ours } };
+        let path = format!("{above}/{}", driver.leaf(pod_id));
+        let cgroup = Cgroup { path, role: Role::Pod { parent_is_ours } };
         let inner = self.0.clone();
         // Below a parent of ours the sandbox's own is left to `entry`: most pods have no process.
         let path = if parent_is_ours { above } else { cgroup.path.clone() };
         let result = blocking(move || {
-            if parent_is_ours && inner.systemd.is_none() {
+            if parent_is_ours && driver == Driver::Cgroupfs {
                 inner.make_root()?;
             }
             tree::make(&inner.layout, &path, false)?;
@@ -205,12 +165,12 @@ impl Cgroups {
         }
     }
 
-    /// Makes a container's cgroup, or nothing. With the systemd driver this is the directory of the
+    /// Makes a container's cgroup, or nothing. In a pod of the systemd driver's this is the directory of the
     /// scope that [`Self::adopt`] makes, around the parked child. A few dozen short system calls, none
     /// of which waits for a disk.
     pub fn create_container(&self, pod: &Cgroup, id: &str) -> Result<Cgroup> {
         path::check_name(id)?;
-        let path = format!("{}/{}", path::parent(&pod.path), self.0.leaf(id));
+        let path = format!("{}/{}", path::parent(&pod.path), pod.driver().leaf(id));
         tree::make(&self.0.layout, &path, true)?;
         Ok(Cgroup { path, role: Role::Container })
     }
@@ -221,13 +181,13 @@ impl Cgroups {
     }
 
     /// Tells systemd of the scope around `pid`, a parked child that entered `cgroup`. Limits are
-    /// given as properties too, so that systemd does not set them back. Nothing to do with the
-    /// cgroupfs driver, and for an exec.
+    /// given as properties too, so that systemd does not set them back. Nothing to do for a cgroup
+    /// of the cgroupfs driver's, and for an exec.
     pub async fn adopt(&self, cgroup: &Cgroup, pid: i32, resources: &Resources) -> Result<()> {
-        let Some(systemd) = &self.0.systemd else { return Ok(()) };
-        if matches!(cgroup.role, Role::Exec { .. }) {
+        if cgroup.driver() == Driver::Cgroupfs || matches!(cgroup.role, Role::Exec { .. }) {
             return Ok(());
         }
+        let systemd = self.0.systemd()?;
         let (slice, scope) = (path::base(path::parent(&cgroup.path)), path::base(&cgroup.path));
         let devices = devices::of_systemd(&self.0.layout, &cgroup.path)?;
         systemd.start_scope(scope, slice, pid, resources, devices).await?;
@@ -240,9 +200,9 @@ impl Cgroups {
     /// it, and a daemon that finds a running container after its restart has to. Nothing to do with
     /// the cgroupfs driver, where a cgroup goes when we remove it.
     pub fn watch(&self, cgroup: &Cgroup) -> Result<()> {
-        match self.0.systemd {
-            Some(_) => self.0.oom_watches.start(&self.0.layout, &cgroup.path),
-            None => Ok(()),
+        match cgroup.driver() {
+            Driver::Systemd => self.0.oom_watches.start(&self.0.layout, &cgroup.path),
+            Driver::Cgroupfs => Ok(()),
         }
     }
 
@@ -291,8 +251,8 @@ impl Cgroups {
     pub async fn update(&self, cgroup: &Cgroup, resources: &Resources) -> Result<Vec<Warning>> {
         let (inner, path, wanted) = (self.0.clone(), cgroup.path.clone(), resources.clone());
         let warnings = blocking(move || apply::update(&inner.layout, &path, &wanted)).await?;
-        if let Some(systemd) = &self.0.systemd {
-            systemd.set_limits(path::base(&cgroup.path), resources).await?;
+        if cgroup.driver() == Driver::Systemd {
+            self.0.systemd()?.set_limits(path::base(&cgroup.path), resources).await?;
         }
         Ok(warnings)
     }
@@ -355,8 +315,8 @@ impl Cgroups {
         }
         self.0.oom_watches.stop(&cgroup.path);
         let removed = tree::remove(&self.0.layout, cgroup.whole()).await;
-        if let (Some(systemd), Role::Pod { parent_is_ours: true }) = (&self.0.systemd, &cgroup.role) {
-            systemd.stop_slice(path::base(cgroup.whole())).await?;
+        if let (Driver::Systemd, Role::Pod { parent_is_ours: true }) = (cgroup.driver(), &cgroup.role) {
+            self.0.systemd()?.stop_slice(path::base(cgroup.whole())).await?;
         }
         removed
     }
@@ -366,17 +326,6 @@ impl Cgroups {
     /// anything enters.
     pub fn allow_devices(&self, cgroup: &Cgroup, rules: &DeviceRules) -> Result<()> {
         devices::allow(&self.0.layout, &cgroup.path, rules)
-    }
-
-    /// What the container's /sys/fs/cgroup is made of: each directory to show, and its name there
-    /// (empty on a unified host, where the one directory is all of it).
-    pub fn views(&self, cgroup: &Cgroup) -> Vec<(String, std::path::PathBuf)> {
-        let unified = self.0.layout.v1.is_empty();
-        let view = |mount: &str| {
-            let name = if unified { "" } else { path::base(mount) };
-            (name.to_owned(), format!("{mount}{}", cgroup.path).into())
-        };
-        self.0.layout.mounts().map(view).collect()
     }
 
     /// The cgroup that the keeper runs in, made if missing: files to write a pid to.
@@ -390,9 +339,11 @@ impl Cgroups {
     /// Tells systemd of a keeper that went there, so that it has a unit of its own. Nothing to do with
     /// the cgroupfs driver.
     pub async fn adopt_keeper(&self, pid: i32) -> Result<()> {
-        let Some(systemd) = &self.0.systemd else { return Ok(()) };
+        if self.0.driver == Driver::Cgroupfs {
+            return Ok(());
+        }
         let slice = path::base(&self.0.root);
-        systemd.renew_scope(&self.0.keeper(), slice, pid).await
+        self.0.systemd()?.renew_scope(&self.0.keeper(), slice, pid).await
     }
 
     /// Removes what a half-made cgroup left, and returns why it is half-made.
@@ -404,16 +355,27 @@ impl Cgroups {
     }
 }
 
-impl Inner {
+impl Driver {
     /// The directory of a pod or container below the pod's parent.
-    fn leaf(&self, id: &str) -> String {
-        if self.systemd.is_some() { systemd::scope_name(id) } else { id.to_owned() }
+    fn leaf(self, id: &str) -> String {
+        match self {
+            Driver::Systemd => systemd::scope_name(id),
+            Driver::Cgroupfs => id.to_owned(),
+        }
+    }
+}
+
+impl Inner {
+    fn systemd(&self) -> Result<&systemd::Manager> {
+        self.systemd.as_ref().ok_or_else(|| {
+            Error::precondition("the cgroup is a scope of systemd's, and systemd does not run this host")
+        })
     }
 
     /// The keeper's directory below the root; a scope's name is one for the whole host.
     fn keeper(&self) -> String {
         match path::base(&self.root).strip_suffix(".slice") {
-            Some(stem) if self.systemd.is_some() => format!("{stem}-keeper.scope"),
+            Some(stem) if self.driver == Driver::Systemd => format!("{stem}-keeper.scope"),
             _ => "keeper".to_owned(),
         }
     }
@@ -463,6 +425,16 @@ impl Inner {
 }
 
 impl Cgroup {
+    /// By which it was made.
+    pub fn driver(&self) -> Driver {
+        let own = match &self.role {
+            Role::Exec { container, .. } => container,
+            Role::Container | Role::Pod { .. } => &self.path,
+        };
+        // An ID has no dot.
+        if path::base(own).ends_with(".scope") { Driver::Systemd } else { Driver::Cgroupfs }
+    }
+
     /// What is killed and removed with it.
     fn whole(&self) -> &str {
         match self.role {

@@ -2,10 +2,53 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::file;
 use super::layout::{Layout, Place};
-use super::{MemoryStats, Psi, PsiLine, Stats, file};
 use crate::Result;
 use crate::error::Error;
+
+/// Use and pressure at one moment; None where the host lacks the controller.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stats {
+    /// Nanoseconds since the epoch.
+    pub timestamp: i64,
+    /// Cumulative nanoseconds.
+    pub cpu_usage: Option<u64>,
+    pub memory: Option<MemoryStats>,
+    pub swap_usage: Option<u64>,
+    pub swap_available: Option<u64>,
+    pub pids: Option<u64>,
+    pub cpu_psi: Option<Psi>,
+    pub memory_psi: Option<Psi>,
+    pub io_psi: Option<Psi>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MemoryStats {
+    pub usage: u64,
+    /// usage − inactive_file (BEHAVIOUR 36).
+    pub working_set: u64,
+    /// limit − working set; None without a limit.
+    pub available: Option<u64>,
+    pub rss: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Psi {
+    pub some: PsiLine,
+    pub full: PsiLine,
+}
+
+/// avg*: per cent; total: microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PsiLine {
+    pub total: u64,
+    pub avg10: f64,
+    pub avg60: f64,
+    pub avg300: f64,
+}
 
 /// NOT_FOUND if the cgroup is gone.
 pub(super) fn read(layout: &Layout, path: &str) -> Result<Stats> {

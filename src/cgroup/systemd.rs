@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 use zbus::message::{Message, Type};
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, Variant};
 
-use super::limits::weight_of_shares;
 use super::path;
+use super::weight::weight_of_shares;
 use crate::Result;
 use crate::container::spec::Resources;
 use crate::error::{Error, Kind};

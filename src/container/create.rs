@@ -406,7 +406,7 @@ impl Making<'_> {
             rules: &ground.devices.rules,
             rootfs: &node.layout.container(self.id).join("upper"),
             cgroup: &cgroup.path,
-            driver: node.cgroups.driver(),
+            driver: cgroup.driver(),
             namespaces: self.namespace_paths(),
             rlimits: rlimits::defaults(node.config.container.nofile)?,
             pod_id: &self.pod.id,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::container::phase::Stage;
 use crate::container::{Container, Ending, Phase, recover};
 use crate::keeper::client::{Exit, Process, Status};
 use crate::node::{Node, record, table};
@@ -37,8 +38,12 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, process: Process) {
     });
 }
 
-/// Records the end, ends what is left of the container, and tells who waits.
+/// Records the end, ends what is left of the container, and tells who waits. An end that was told
+/// before stays as it was.
 pub async fn conclude(node: &Arc<Node>, container: &Arc<Container>, ending: Ending) {
+    if !container.phase().stage().leads_to(Stage::Exited) {
+        return;
+    }
     let path = node.layout.container(&container.id).join("exit.json");
     if let Err(error) = record::write(&path, &ending) {
         tracing::warn!(container = container.id, %error, "the exit is not recorded");
@@ -54,8 +59,9 @@ pub async fn conclude(node: &Arc<Node>, container: &Arc<Container>, ending: Endi
             tracing::debug!(container = container.id, %error, "the cgroup stays until removal");
         }
     }
-    container.set_phase(Phase::Exited(ending));
-    node.announce(container, EventKind::Stopped);
+    if container.set_phase(Phase::Exited(ending)) {
+        node.announce(container, EventKind::Stopped);
+    }
 }
 
 /// BEHAVIOUR 9, 10, 41.

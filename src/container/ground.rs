@@ -53,22 +53,7 @@ pub fn prepare(
     let root = rootfs::mount(&image.layers, &directory)?;
     let config = image.config.config().clone().unwrap_or_default();
     let found = find_user(&spec, config.user().as_deref().unwrap_or_default(), &root)?;
-    let argv = process_env::argv(
-        &spec.command,
-        &spec.args,
-        config.entrypoint().as_deref().unwrap_or_default(),
-        config.cmd().as_deref().unwrap_or_default(),
-    )?;
-    let env = process_env::environment(&process_env::EnvWish {
-        image: config.env().as_deref().unwrap_or_default(),
-        request: &spec.envs,
-        hostname: &pod::namespaces::hostname(&pod.spec),
-        home: found.home.as_deref(),
-        tty: spec.tty,
-    });
-    process_env::check_environment(&env)?;
-    let cwd = [spec.working_dir.as_str(), config.working_dir().as_deref().unwrap_or_default(), "/"];
-    let cwd = cwd.into_iter().find(|c| !c.is_empty()).unwrap_or("/").to_owned();
+    let (argv, env, cwd) = program(pod, &spec, &config, found.home.as_deref())?;
     let log_path = log_path(&pod.spec.log_directory, &spec.log_path);
     let stdio = stdio::open(&stdio::Wish {
         directory: &state,
@@ -105,6 +90,32 @@ pub fn prepare(
         log_path,
         apparmor,
     })
+}
+
+/// Its arguments, environment and working directory.
+fn program(
+    pod: &pod::Record,
+    spec: &ContainerSpec,
+    config: &oci_spec::image::Config,
+    home: Option<&str>,
+) -> Result<(Vec<String>, Vec<Vec<u8>>, String)> {
+    let argv = process_env::argv(
+        &spec.command,
+        &spec.args,
+        config.entrypoint().as_deref().unwrap_or_default(),
+        config.cmd().as_deref().unwrap_or_default(),
+    )?;
+    let env = process_env::environment(&process_env::EnvWish {
+        image: config.env().as_deref().unwrap_or_default(),
+        request: &spec.envs,
+        hostname: &pod::namespaces::hostname(&pod.spec),
+        home,
+        tty: spec.tty,
+    });
+    process_env::check_environment(&env)?;
+    let cwd = [spec.working_dir.as_str(), config.working_dir().as_deref().unwrap_or_default(), "/"];
+    let cwd = cwd.into_iter().find(|c| !c.is_empty()).unwrap_or("/").to_owned();
+    Ok((argv, env, cwd))
 }
 
 fn find_user(spec: &ContainerSpec, image_user: &str, root: &OwnedFd) -> Result<user::Resolved> {

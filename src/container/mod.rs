@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod mounts;
 pub mod null;
 pub mod oci;
+pub mod phase;
 pub mod process_env;
 pub mod recover;
 pub mod remove;
@@ -48,6 +49,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::phase::Phase;
 use crate::cgroup::Cgroup;
 use crate::container::spec::{ContainerSpec, Resources};
 use crate::container::status::User;
@@ -89,18 +91,6 @@ pub struct Ending {
     pub message: String,
 }
 
-#[derive(Debug, Clone)]
-pub enum Phase {
-    Created(Process),
-    Running {
-        process: Process,
-        started_at: i64,
-    },
-    Exited(Ending),
-    /// What is wrong with it.
-    Unknown(String),
-}
-
 pub struct Container {
     pub id: String,
     pub record: Record,
@@ -136,14 +126,21 @@ impl Container {
         self.phase.borrow().clone()
     }
 
-    pub fn set_phase(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+    /// Goes on to a phase. False: it does not lead there, and stays as it is.
+    pub fn set_phase(&self, next: Phase) -> bool {
+        self.phase.send_if_modified(|phase| {
+            let leads = phase.stage().leads_to(next.stage());
+            if leads {
+                *phase = next;
+            }
+            leads
+        })
     }
 
     /// Waits until it is neither created nor running.
     pub async fn ended(&self) {
         let mut phases = self.phase.subscribe();
-        let over = |phase: &Phase| matches!(phase, Phase::Exited(_) | Phase::Unknown(_));
+        let over = |phase: &Phase| phase.stage().is_over();
         // The sender lives as long as `self`.
         let _ = phases.wait_for(over).await;
     }

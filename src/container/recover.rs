@@ -197,9 +197,13 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
         }
         return;
     }
-    let failed = failed_start(node, &record);
-    let (process, state) = match (found, failed) {
-        (Found::Held(process, state), None) => (process, state),
+    match (found, failed_start(node, &record)) {
+        (Found::Held(process, state), None) => {
+            if !noted && let Err(error) = write_live(node, &record, process.pid) {
+                tracing::debug!(container = id, %error, "the container has ended already");
+            }
+            go_on(node, record, process, state);
+        }
         (found, failed) => {
             let container = Arc::new(Container::new(record, Phase::Unknown("being recovered".into())));
             node.containers.insert(&id, Arc::clone(&container));
@@ -209,12 +213,13 @@ async fn recover_one(node: &Arc<Node>, mut record: Record, found: Option<(Proces
                 _ => lost(node, &id, LOST.into()),
             };
             end::conclude(node, &container, ending).await;
-            return;
         }
-    };
-    if !noted && let Err(error) = write_live(node, &record, process.pid) {
-        tracing::debug!(container = id, %error, "the container has ended already");
     }
+}
+
+/// Looks after a container whose process is held.
+fn go_on(node: &Arc<Node>, record: Record, process: Process, state: State) {
+    let id = record.id.clone();
     let phase = match state {
         State::Parked | State::Released => Phase::Created(process.clone()),
         State::Running { started_at } | State::Exited { started_at, .. } => {

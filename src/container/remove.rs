@@ -28,6 +28,9 @@ async fn take_apart(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> 
     if node.containers.find(&container.id).is_err() {
         return Ok(());
     }
+    if !container.phase().stage().is_over() {
+        return Err(Error::precondition(format!("container {} has not ended", container.id)));
+    }
     discard(node, &container.id, container.record.cgroup.as_ref()).await?;
     node.containers.remove(&container.id);
     node.announce(container, EventKind::Deleted);

@@ -18,10 +18,9 @@ pub async fn start(node: &Arc<Node>, id: &str) -> Result<()> {
 
 async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     let _gate = container.gate.lock().await;
-    let parked = match container.phase() {
-        Phase::Created(process) => process,
-        other => return Err(refusal(&container.id, &other)),
-    };
+    let refused = |why| Error::precondition(format!("container {} is {why}", container.id));
+    container.phase().stage().start().map_err(refused)?;
+    let parked = container.process().map(|process| process.pid);
     if exposure::joins(container)
         && exec::template(node, container)?.loads_in_sight(container.record.spec.tty)
     {
@@ -30,7 +29,7 @@ async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     match node.keeper.start(&container.id).await {
         Ok((process, started_at)) => {
             container.set_phase(Phase::Running { process: process.clone(), started_at });
-            if process.pid != parked.pid {
+            if Some(process.pid) != parked {
                 // In a PID namespace that existed the helper parked, and another process runs.
                 if let Err(error) = super::recover::write_live(node, &container.record, process.pid) {
                     tracing::warn!(container = container.id, %error, "the container could not be found again");
@@ -49,15 +48,4 @@ async fn release(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
             Err(error.during(format!("starting container {}", container.record.spec.name.name)))
         }
     }
-}
-
-/// Why a container in this phase cannot be started.
-fn refusal(id: &str, phase: &Phase) -> Error {
-    let state = match phase {
-        Phase::Created(_) => "created",
-        Phase::Running { .. } => "running already",
-        Phase::Exited(_) => "at its end; a container starts once",
-        Phase::Unknown(_) => "in an unknown state",
-    };
-    Error::precondition(format!("container {id} is {state}"))
 }

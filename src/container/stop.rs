@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::container::{Container, Ending, Phase, end, signal};
+use crate::container::phase::{Kill, Stage};
+use crate::container::{Container, Ending, end, signal};
 use crate::error::Kind;
 use crate::node::{Node, table};
 use crate::{Error, Result};
@@ -20,11 +21,11 @@ pub async fn stop(node: &Arc<Node>, id: &str, timeout: Duration) -> Result<()> {
         Err(error) if error.kind == Kind::NotFound => return Ok(()),
         found => found?,
     };
-    if matches!(container.phase(), Phase::Created(_)) {
+    if container.phase().stage() == Stage::Created {
         // A start under way comes first, or who stops it would be told so of one that runs.
         drop(container.gate.lock().await);
     }
-    if !matches!(container.phase(), Phase::Running { .. }) {
+    if !container.phase().stage().stops() {
         return Ok(());
     }
     if timeout.is_zero() {
@@ -82,16 +83,17 @@ async fn wait(container: &Container, mut deadline: watch::Receiver<Instant>) -> 
 
 /// SIGKILL to everything in the container's cgroup, and its end. A CREATED container ends as well.
 pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
-    if matches!(container.phase(), Phase::Created(_)) {
+    if container.phase().stage().kill() == Kill::EndParked {
         discard(node, container).await?;
     }
-    match container.phase() {
-        Phase::Created(_) | Phase::Exited(_) | Phase::Unknown(_) => return Ok(()),
-        // A start that was under way came first.
-        Phase::Running { process, .. } => match &container.record.cgroup {
-            Some(cgroup) => node.cgroups.kill(cgroup)?,
-            None => process.signal(libc::SIGKILL)?,
-        },
+    // A start that was under way may have come first.
+    if container.phase().stage().kill() != Kill::All {
+        return Ok(());
+    }
+    match (&container.record.cgroup, container.process()) {
+        (Some(cgroup), _) => node.cgroups.kill(cgroup)?,
+        (None, Some(process)) => process.signal(libc::SIGKILL)?,
+        (None, None) => {}
     }
     if tokio::time::timeout(KILL_LIMIT, container.ended()).await.is_ok() {
         return Ok(());
@@ -114,7 +116,7 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
 /// Ends a parked child, unless it was started meanwhile.
 async fn discard(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
     let _gate = container.gate.lock().await;
-    if !matches!(container.phase(), Phase::Created(_)) {
+    if container.phase().stage().kill() != Kill::EndParked {
         return Ok(());
     }
     // It may have been released by a start whose answer was lost.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::container::Phase;
 use crate::container::spec::Resources;
 use crate::node::{Node, record};
 use crate::{Error, Result};
@@ -16,7 +15,7 @@ use crate::{Error, Result};
 pub async fn update(node: &Arc<Node>, id: &str, change: Resources) -> Result<()> {
     let container = node.containers.find(id)?;
     let _gate = container.gate.lock().await;
-    if !matches!(container.phase(), Phase::Created(_) | Phase::Running { .. }) {
+    if container.phase().stage().is_over() {
         return Err(Error::precondition(format!("container {} has ended", container.id)));
     }
     let cgroup = container

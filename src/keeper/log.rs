@@ -1,7 +1,7 @@
 //! The log copier: a thread that moves the output of all containers to their log files.
 //!
 //! Control hands it pipes, files and notes, and is told of what came of it by an eventfd; it never
-//! waits for this thread, except to stop it. `log_copy` has the way of a batch, `log_note` what a
+//! waits for this thread. `log_copy` has the way of a batch, `log_note` what a
 //! successor finds.
 //!
 //! - Each turn of a ready stream is one batch, in the order of epoll's list: a container that floods
@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -70,7 +71,6 @@ pub(super) enum Command {
     Attach(LogId, Feed),
     Detach(LogId, u64),
     DetachAll,
-    Stop,
 }
 
 /// A queue of one side, and the eventfd that says it has something.
@@ -91,6 +91,11 @@ impl<T> Queue<T> {
 
     pub(super) fn push(&self, item: T) {
         self.lock().push(item);
+        self.wake();
+    }
+
+    /// Has the other side look, whether there is an item or not.
+    pub(super) fn wake(&self) {
         // EAGAIN means that it is readable already.
         let _ = rustix::io::write(&self.ready, &1u64.to_ne_bytes());
     }
@@ -110,10 +115,46 @@ impl<T> Queue<T> {
     }
 }
 
+const COPIES: u8 = 0;
+const IS_TO_STOP: u8 = 1;
+const HAS_STOPPED: u8 = 2;
+const NOBODY: LogId = LogId::MAX;
+
+/// What both sides know of the thread at any moment, even while a disk keeps it from answering.
+pub(super) struct Course {
+    stage: AtomicU8,
+    /// Whose log it is at.
+    at: AtomicU64,
+}
+
+impl Course {
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.stage.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(super) fn is_to_stop(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == IS_TO_STOP
+    }
+
+    /// Whether to stop now. After a yes nobody can take the wish back.
+    pub(super) fn stops(&self) -> bool {
+        self.change(IS_TO_STOP, HAS_STOPPED)
+    }
+
+    pub(super) fn at(&self, id: LogId) {
+        self.at.store(id, Ordering::Relaxed);
+    }
+
+    pub(super) fn at_nobody(&self) {
+        self.at(NOBODY);
+    }
+}
+
 /// The log thread. Dropped, it goes on; [`LogHandle::stop`] ends it.
 pub struct LogHandle {
     commands: Arc<Queue<Command>>,
     events: Arc<Queue<Event>>,
+    course: Arc<Course>,
     thread: JoinHandle<Vec<Log>>,
 }
 
@@ -122,9 +163,10 @@ impl LogHandle {
     pub fn start() -> io::Result<Self> {
         let commands = Arc::new(Queue::new()?);
         let events = Arc::new(Queue::new()?);
-        let log = LogThread::new(Arc::clone(&commands), Arc::clone(&events))?;
+        let course = Arc::new(Course { stage: AtomicU8::new(COPIES), at: AtomicU64::new(NOBODY) });
+        let log = LogThread::new(Arc::clone(&commands), Arc::clone(&events), Arc::clone(&course))?;
         let thread = std::thread::Builder::new().name("log".into()).stack_size(STACK).spawn(|| log.run())?;
-        Ok(Self { commands, events, thread })
+        Ok(Self { commands, events, course, thread })
     }
 
     /// Copies from `source` to `file` from now on, after what `note` says was begun.
@@ -172,11 +214,31 @@ impl LogHandle {
         self.events.take()
     }
 
-    /// Ends the thread between two batches and gives back all that it held, for an execve in place.
-    /// A drain that was not reported is to be asked for again.
-    /// Waits while a disk does not answer (as execve would).
+    /// Asks the thread to end between two batches. When it has, the events' descriptor is readable.
+    pub fn ask_to_stop(&self) {
+        self.course.change(COPIES, IS_TO_STOP);
+        self.commands.wake();
+    }
+
+    pub fn has_stopped(&self) -> bool {
+        self.course.stage.load(Ordering::Acquire) == HAS_STOPPED
+    }
+
+    /// Takes it back: the thread copies on as if nobody had asked. False: it has stopped.
+    pub fn ask_to_go_on(&self) -> bool {
+        self.course.change(IS_TO_STOP, COPIES) || !self.has_stopped()
+    }
+
+    /// Whose log the thread is at, or sleeps at.
+    pub fn at(&self) -> Option<LogId> {
+        Some(self.course.at.load(Ordering::Relaxed)).filter(|id| *id != NOBODY)
+    }
+
+    /// Ends the thread and gives back all that it held, for an execve in place. A drain that was not
+    /// reported is to be asked for again.
+    /// Waits while a disk does not answer (as execve would), unless it [has stopped](Self::has_stopped).
     pub fn stop(self) -> Vec<Log> {
-        self.commands.push(Command::Stop);
+        self.ask_to_stop();
         self.thread.join().unwrap_or_default()
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
 use super::feed::{Feed, Feeds};
-use super::log::{Command, Event, Log, LogId, LogSource, Logs, Queue};
+use super::log::{Command, Course, Event, Log, LogId, LogSource, Logs, Queue};
 use super::log_copy::{Copier, Stalled, Turn};
 use super::log_note::StreamNote;
 use super::note::{NotePage, Stream};
@@ -67,6 +67,7 @@ struct Container {
 pub(super) struct LogThread {
     commands: Arc<Queue<Command>>,
     events: Arc<Queue<Event>>,
+    course: Arc<Course>,
     epoll: Arc<OwnedFd>,
     copier: Copier,
     containers: Logs<Container>,
@@ -77,11 +78,14 @@ pub(super) struct LogThread {
     early: Vec<(LogId, Feed)>,
     /// Bytes copied in this round.
     moved: usize,
-    stop: bool,
 }
 
 impl LogThread {
-    pub(super) fn new(commands: Arc<Queue<Command>>, events: Arc<Queue<Event>>) -> io::Result<Self> {
+    pub(super) fn new(
+        commands: Arc<Queue<Command>>,
+        events: Arc<Queue<Event>>,
+        course: Arc<Course>,
+    ) -> io::Result<Self> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let key = epoll::EventData::new_u64(COMMANDS);
         epoll::add(&epoll, commands.ready(), key, epoll::EventFlags::IN)?;
@@ -89,6 +93,7 @@ impl LogThread {
         Ok(Self {
             commands,
             events,
+            course,
             epoll,
             copier,
             containers: Logs::new(),
@@ -96,7 +101,6 @@ impl LogThread {
             stalled: Vec::new(),
             early: Vec::new(),
             moved: 0,
-            stop: false,
         })
     }
 
@@ -126,7 +130,13 @@ impl LogThread {
             if commanded {
                 self.obey();
             }
-            if self.stop {
+            if self.course.is_to_stop() {
+                // What was asked for before.
+                self.obey();
+            }
+            self.course.at_nobody();
+            if self.course.stops() {
+                self.events.wake();
                 return self.give_back();
             }
             if busy && (1..SMALL).contains(&std::mem::take(&mut self.moved)) {
@@ -178,7 +188,6 @@ impl LogThread {
                     self.early.clear();
                     self.containers.values_mut().for_each(|c| c.feeds.clear());
                 }
-                Command::Stop => self.stop = true,
             }
         }
     }
@@ -206,6 +215,7 @@ impl LogThread {
 
     /// Ends what was begun, then copies; or stalls.
     fn resume(&mut self, id: LogId) {
+        self.course.at(id);
         let Some(container) = self.containers.get_mut(&id) else { return };
         if let Err(stalled) = container.recover(&mut self.copier) {
             return self.stall(id, stalled);
@@ -251,6 +261,7 @@ impl LogThread {
     }
 
     fn reopen(&mut self, id: LogId, file: OwnedFd) {
+        self.course.at(id);
         if let Some(container) = self.containers.get_mut(&id) {
             if container.recover(&mut self.copier).is_err() {
                 container.retarget(&mut self.copier, &file);
@@ -282,6 +293,7 @@ impl LogThread {
 
     /// Reports the drain if it is done.
     fn drained(&mut self, id: LogId) {
+        self.course.at(id);
         let Some(container) = self.containers.get_mut(&id) else { return };
         let left = container.inputs.iter().flatten().any(|input| input.to_drain > 0);
         if !container.draining || left || container.stall.is_some() {
@@ -303,6 +315,7 @@ impl LogThread {
         if !self.commands.is_empty() {
             self.obey();
         }
+        self.course.at(id);
         let Some(container) = self.containers.get_mut(&id) else { return };
         let Some(input) = &container.inputs[stream as usize] else { return };
         if input.closed || container.stall.is_some() {

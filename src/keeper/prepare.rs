@@ -213,25 +213,13 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
         _ => None,
     });
     let steps = plan.steps.into_iter().map(|step| action(step, &mut fds)).collect::<Result<_>>()?;
-    let program = match plan.exec.program {
-        Program::Search(list) if list.is_empty() => return Err(Invalid("no program to execute".into())),
-        Program::Search(list) => Executable::Search(list.into_iter().map(string).collect::<Result<_>>()?),
-        Program::PodInit => {
-            fds.keep(around.executable);
-            Executable::File(around.executable)
-        }
+    let program = executable(plan.exec.program, around, &mut fds)?;
+    let loading = |program: &[u8]| match enter {
+        Some(_) => filter::loading(program, plan.terminal, !no_new_privileges),
+        None => Loading::Last,
     };
-    if plan.seccomp.as_ref().is_some_and(|program| program.is_empty() || program.len() % 8 != 0) {
-        return Err(Invalid("a seccomp program that is not made of 8-byte instructions".into()));
-    }
-    let filter = plan.seccomp.map(|program| Filter {
-        loading: match enter {
-            Some(_) => filter::loading(&program, plan.terminal, !no_new_privileges),
-            None => Loading::Last,
-        },
-        program,
-        flags: plan.seccomp_flags,
-    });
+    let filter =
+        plan.seccomp.map(|program| whole_filter(program, plan.seccomp_flags, loading)).transpose()?;
     fds.keep.sort_unstable();
     fds.keep.dedup();
     Ok(Prepared {
@@ -255,6 +243,24 @@ pub fn prepare<'a>(plan: SpawnPlan, around: &Surroundings<'a>) -> Result<Prepare
         report: around.report,
         proc: around.proc,
     })
+}
+
+fn executable<'a>(program: Program, around: &Surroundings<'a>, fds: &mut Fds<'a>) -> Result<Executable<'a>> {
+    match program {
+        Program::Search(list) if list.is_empty() => Err(Invalid("no program to execute".into())),
+        Program::Search(list) => Ok(Executable::Search(list.into_iter().map(string).collect::<Result<_>>()?)),
+        Program::PodInit => {
+            fds.keep(around.executable);
+            Ok(Executable::File(around.executable))
+        }
+    }
+}
+
+fn whole_filter(program: Bytes, flags: u32, loading: impl Fn(&[u8]) -> Loading) -> Result<Filter> {
+    if program.is_empty() || program.len() % 8 != 0 {
+        return Err(Invalid("a seccomp program that is not made of 8-byte instructions".into()));
+    }
+    Ok(Filter { loading: loading(&program), program, flags })
 }
 
 fn action<'a>(step: Step, fds: &mut Fds<'a>) -> Result<Action<'a>> {

@@ -55,8 +55,17 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// What a newer peer has appended is ignored: for answers, which only tell.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, postcard::Error> {
         postcard::from_bytes(&self.body)
+    }
+
+    /// As [`Self::decode`], of nothing but what we know: for what is to be done.
+    pub fn decode_whole<T: DeserializeOwned>(&self) -> Result<T, postcard::Error> {
+        match postcard::take_from_bytes(&self.body)? {
+            (message, []) => Ok(message),
+            _ => Err(postcard::Error::DeserializeBadEncoding),
+        }
     }
 }
 
@@ -204,7 +213,8 @@ impl Inbox {
         &self.pending
     }
 
-    /// The next whole message; WouldBlock: none is there; UnexpectedEof: the peer is gone.
+    /// The next whole message; WouldBlock: none is there; UnexpectedEof: the peer is gone; InvalidData:
+    /// it does not speak our language.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Incoming> {
         self.buffer.resize(PACKET, 0);
         loop {
@@ -213,6 +223,11 @@ impl Inbox {
                 Ok(Some(length)) => length,
                 Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(Errno::INTR) => continue,
+                Err(Errno::MSGSIZE) => {
+                    return Err(invalid(
+                        "a packet that is too long, or more descriptors than there is room for",
+                    ));
+                }
                 Err(e) => return Err(e.into()),
             };
             if let Some(incoming) = self.packet(length, fds)? {
@@ -244,7 +259,8 @@ impl Inbox {
             }
             KIND_INLINE if bytes.len() == HEADER + body_length => bytes[HEADER..].to_vec(),
             KIND_MEMFD if body_length <= MAX_BODY && !fds.is_empty() => {
-                read_all(fds.remove(0).as_fd(), body_length)?
+                read_all(fds.remove(0).as_fd(), body_length)
+                    .map_err(|_| invalid("a packet whose body is not in its descriptor"))?
             }
             _ => return Err(invalid("a packet of unknown kind or wrong length")),
         };

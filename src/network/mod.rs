@@ -15,7 +15,7 @@ mod cni;
 pub mod namespace;
 mod netlink;
 mod stats;
-mod sysctl;
+pub mod sysctl;
 #[cfg(test)]
 mod tests;
 mod turn;

@@ -17,7 +17,7 @@ use rustix::thread::LinkNameSpaceType;
 use super::netlink::link::Link;
 use super::netlink::message::Batch;
 use super::netlink::{self, Socket};
-use super::sysctl;
+use super::sysctl::{self, Own};
 use crate::Error;
 use crate::error::{Result, Step, errno_text};
 use crate::sys::namespace::{Unshare, unshare};
@@ -52,7 +52,8 @@ pub struct Namespaces {
 /// INVALID_ARGUMENT names a hostname of more than 64 bytes, or a sysctl that is not namespaced, is the node's or is refused by the kernel.
 pub fn create(new: &NewNamespaces) -> Result<Namespaces> {
     let none = BTreeMap::new();
-    let sysctls = sysctl::check(new.sysctls.unwrap_or(&none), new.pin.is_some(), new.ipc)?;
+    let own = Own { net: new.pin.is_some(), ipc: new.ipc, uts: new.hostname.is_some() };
+    let sysctls = sysctl::check(new.sysctls.unwrap_or(&none), own)?;
     if new.pin.is_none() && !new.ipc && new.hostname.is_none() {
         return Ok(Namespaces { net: None, ipc: None, uts: None });
     }

@@ -1,4 +1,5 @@
-//! Sysctls that a pod may set: those that live in one of its own namespaces, and no others.
+//! Sysctls that a pod may set: those that live in one of its own namespaces, and no others (BEHAVIOUR
+//! 24). This is the one place that decides: the request is held against it before anything is made.
 //!
 //! A name is what Kubernetes takes it for: parts joined by '.' or by '/', where the first of the
 //! two that occurs is the separator, and the other one then stands for a literal '.' in a part
@@ -25,21 +26,37 @@ pub struct Sysctl {
 enum Owner {
     Net,
     Ipc,
+    Uts,
 }
 
-/// Checks all of a pod's sysctls before anything is made. `net` and `ipc`: whether the pod has
-/// such a namespace of its own; with the node's, the value would be the node's.
-pub fn check(sysctls: &BTreeMap<String, String>, net: bool, ipc: bool) -> Result<Vec<Sysctl>> {
+/// Which namespaces a pod has for itself; with the node's, a value would be the node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    pub net: bool,
+    pub ipc: bool,
+    pub uts: bool,
+}
+
+/// Checks all of a pod's sysctls.
+///
+/// # Errors
+/// INVALID_ARGUMENT names the first that is refused, and why.
+pub fn check(sysctls: &BTreeMap<String, String>, own: Own) -> Result<Vec<Sysctl>> {
     let mut checked = Vec::with_capacity(sysctls.len());
     for (name, value) in sysctls {
         let path = path(name).ok_or_else(|| refuse(name, "is not the name of a sysctl"))?;
-        let owned = match owner(&path) {
-            Some(Owner::Net) => net,
-            Some(Owner::Ipc) => ipc,
-            None => return Err(refuse(name, "is not confined to a namespace and cannot be set for a pod")),
+        let (owned, whose) = match owner(&path) {
+            Some(Owner::Net) => (own.net, "network"),
+            Some(Owner::Ipc) => (own.ipc, "IPC namespace"),
+            Some(Owner::Uts) => (own.uts, "name"),
+            // A field of its own: were it set here as well, one of the two would be lost.
+            None if path == "kernel/hostname" => {
+                return Err(refuse(name, "is set by the request's field hostname"));
+            }
+            None => return Err(refuse(name, "is not confined to a namespace and would change the node")),
         };
         if !owned {
-            return Err(refuse(name, "would be set for the node, whose namespace the pod uses"));
+            return Err(refuse(name, &format!("would change the node, whose {whose} the pod shares")));
         }
         if !value.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b)) || value.len() > 4096 {
             return Err(refuse(name, "has a value with characters that no sysctl takes"));
@@ -86,7 +103,7 @@ fn path(name: &str) -> Option<String> {
     parts.filter(|parts| parts.len() > 1).map(|parts| parts.join("/"))
 }
 
-/// ipc_namespaces(7), network_namespaces(7)
+/// ipc_namespaces(7), network_namespaces(7), uts_namespaces(7)
 fn owner(path: &str) -> Option<Owner> {
     let is_ipc = |p: &str| {
         p.starts_with("kernel/shm")
@@ -97,6 +114,7 @@ fn owner(path: &str) -> Option<Owner> {
     match path {
         p if p.starts_with("net/") => Some(Owner::Net),
         p if is_ipc(p) => Some(Owner::Ipc),
+        "kernel/domainname" => Some(Owner::Uts),
         _ => None,
     }
 }
@@ -106,8 +124,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ALL: Own = Own { net: true, ipc: true, uts: true };
+
+    fn with(name: &str, value: &str, own: Own) -> Result<Vec<Sysctl>> {
+        check(&BTreeMap::from([(name.to_owned(), value.to_owned())]), own)
+    }
+
     fn one(name: &str, value: &str) -> Result<Vec<Sysctl>> {
-        check(&BTreeMap::from([(name.to_owned(), value.to_owned())]), true, true)
+        with(name, value, ALL)
     }
 
     #[test]
@@ -119,10 +143,16 @@ mod tests {
     }
 
     #[test]
-    fn only_namespaced_ones_are_taken() {
-        for name in
-            ["kernel.shmmax", "kernel.msgmnb", "kernel.sem", "fs.mqueue.msg_max", "net.core.somaxconn"]
-        {
+    fn behaviour_24_only_namespaced_ones_are_taken() {
+        for name in [
+            "kernel.shmmax",
+            "kernel.shm_rmid_forced",
+            "kernel.msgmnb",
+            "kernel.sem",
+            "kernel.domainname",
+            "fs.mqueue.msg_max",
+            "net.core.somaxconn",
+        ] {
             one(name, "1").unwrap();
         }
         for name in [
@@ -130,8 +160,13 @@ mod tests {
             "kernel.sem_next_id",
             "kernel.hostname",
             "vm.swappiness",
+            "fs.file-max",
             "fs.mqueue",
             "net",
+            "net.",
+            "net..x",
+            "/net.x",
+            "net.\0",
             "",
             "net/../kernel/core_pattern",
             "net.//.kernel.core_pattern",
@@ -147,19 +182,29 @@ mod tests {
     }
 
     #[test]
-    fn values_are_text_of_one_line() {
+    fn cve_2022_0811_values_are_text_of_one_line() {
+        // Harmless where no string is put together: it is a value like any other.
         one("kernel.shmmax", "1+kernel.core_pattern=|/x").unwrap();
         one("net.ipv4.ping_group_range", "0\t1000").unwrap();
         one("net.ipv4.ip_forward", "1\n").unwrap_err();
         one("net.ipv4.ip_forward", "1\0").unwrap_err();
+        one("kernel.shmmax", "1\nkernel.core_pattern=|x").unwrap_err();
     }
 
     #[test]
     fn the_nodes_namespaces_are_left_alone() {
-        let both = BTreeMap::from([("net.ipv4.ip_forward".to_owned(), "1".to_owned())]);
-        check(&both, true, false).unwrap();
-        let error = check(&both, false, true).unwrap_err();
-        assert!(error.message.contains("net.ipv4.ip_forward") && error.message.contains("node"), "{error}");
+        for (name, shared) in [
+            ("net.ipv4.ip_forward", Own { net: false, ..ALL }),
+            ("kernel.shmmax", Own { ipc: false, ..ALL }),
+            ("kernel.domainname", Own { uts: false, ..ALL }),
+        ] {
+            let error = with(name, "1", shared).unwrap_err();
+            assert_eq!(error.kind, crate::error::Kind::InvalidArgument);
+            assert!(error.message.contains(name) && error.message.contains("the pod shares"), "{error}");
+            let not = Own { net: !shared.net, ipc: !shared.ipc, uts: !shared.uts };
+            with(name, "1", not).unwrap();
+        }
+        assert!(one("kernel.hostname", "x").unwrap_err().message.contains("field hostname"));
     }
 
     proptest! {

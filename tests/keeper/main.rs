@@ -2,6 +2,7 @@
 
 mod death;
 mod join;
+mod protocol;
 mod spawn;
 mod support;
 mod upgrade;

@@ -1,6 +1,7 @@
 //! A keeper of its own for each test, and containers made of busybox.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,10 @@ pub const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
 /// Orphans go to the process as a whole, so that two tests would reap each other's.
 static ALONE: Mutex<()> = Mutex::const_new(());
+
+pub async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
 
 pub struct Node {
     // Goes first: as long as there is a client it starts the next keeper.
@@ -60,7 +65,7 @@ struct Files {
 
 impl Node {
     pub async fn new() -> Self {
-        let alone = ALONE.lock().await;
+        let alone = alone().await;
         let folder = tempfile::tempdir().unwrap();
         make_rootfs(&folder.path().join("rootfs"));
         let (keeper, snapshot) = connect(folder.path()).await;
@@ -341,7 +346,7 @@ pub fn pod_init(id: &str) -> Spawn {
 
 /// A connection whose packets the test itself sends and reads, when it likes.
 pub struct RawObserver {
-    socket: OwnedFd,
+    pub socket: OwnedFd,
     inbox: std::cell::RefCell<Inbox>,
 }
 
@@ -365,14 +370,30 @@ impl RawObserver {
         wire::send_all(self.socket.as_fd(), number, request, Vec::new()).unwrap();
     }
 
+    /// One packet, as it is.
+    pub fn send(&self, bytes: &[u8]) {
+        let parts = [std::io::IoSlice::new(bytes)];
+        seqpacket::send(self.socket.as_fd(), &parts, &[], rustix::net::SendFlags::empty()).unwrap();
+    }
+
     pub fn answer(&self) -> (u32, Reply) {
+        let incoming = self.receive().unwrap();
+        (incoming.number, incoming.decode().unwrap())
+    }
+
+    /// Waits for the end of the connection.
+    pub fn ended(&self) {
+        let error = self.receive().map(|incoming| incoming.number).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{error}");
+    }
+
+    fn receive(&self) -> std::io::Result<wire::Incoming> {
         loop {
             let mut poll = [rustix::event::PollFd::new(&self.socket, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut poll, None).unwrap();
             match self.inbox.borrow_mut().receive(self.socket.as_fd()) {
-                Ok(incoming) => return (incoming.number, incoming.decode().unwrap()),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => panic!("{e}"),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                other => return other,
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use podwright::cri::wire as cri;
 
-use crate::harness::{Daemon, pod, script};
+use crate::harness::{Daemon, mount, pod, script};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_a_container_and_leaves_nothing() {
@@ -78,5 +78,36 @@ async fn behaviour_11_a_stop_beside_a_start_leaves_nothing_running() {
         let status = daemon.status(&id).await;
         assert_eq!(status.state, cri::ContainerState::ContainerExited as i32, "round {round}");
     }
+    daemon.finish().await;
+}
+
+/// The lines of a process's mount table, without the number of the mount and its parent's.
+fn mounts(pid: u32) -> Vec<String> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    table.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap().to_owned()).collect()
+}
+
+/// Root filesystems, volumes, /dev/shm and what they are made of are nowhere but in the containers.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_mount_table_grows_by_the_pinned_network_namespaces_alone() {
+    const PODS: usize = 20;
+    let daemon = Daemon::start().await;
+    let volume = daemon.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let (here, before) = (mounts(std::process::id()), mounts(daemon.pid()));
+    for number in 0..PODS {
+        let made = daemon.run_pod(pod(&format!("mounts-{number}"))).await;
+        let mut config = script("main", "exec sleep 1000");
+        config.mounts.push(mount("/data", &volume));
+        let id = daemon.run(&made, config).await;
+        daemon.exec(&id, &["touch", "/data/file", "/dev/shm/file"]).await.unwrap();
+    }
+    let after = mounts(daemon.pid());
+    let grown: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
+    let netns = daemon.dir.path().join("netns");
+    let is_pin = |line: &&&String| line.contains(" - nsfs ") && line.contains(netns.to_str().unwrap());
+    assert_eq!(grown.iter().filter(is_pin).count(), PODS, "{grown:#?}");
+    assert_eq!((grown.len(), after.len()), (PODS, before.len() + PODS), "{grown:#?}");
+    assert_eq!(mounts(std::process::id()), here);
     daemon.finish().await;
 }

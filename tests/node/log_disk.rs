@@ -135,14 +135,19 @@ impl Drop for Frozen {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn behaviour_39_a_stalled_disk_holds_up_no_exit() {
-    let daemon = Daemon::start().await;
+/// As [`on_own_disk`], on one that can be frozen.
+fn on_own_ext4(daemon: &Daemon, name: &str) -> (cri::PodSandboxConfig, PathBuf) {
     let image = daemon.dir.path().join("disk.img");
     std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status().unwrap();
     assert!(made.success());
-    let (config, seen) = on_own_disk(&daemon, "stalled", &["-o", "loop", image.to_str().unwrap()]);
+    on_own_disk(daemon, name, &["-o", "loop", image.to_str().unwrap()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behaviour_39_a_stalled_disk_holds_up_no_exit() {
+    let daemon = Daemon::start().await;
+    let (config, seen) = on_own_ext4(&daemon, "stalled");
     let directory = daemon.dir.path().join("stalled");
     let made = daemon.run_pod(config).await;
     let other = daemon.run_pod(pod("other")).await;
@@ -160,6 +165,70 @@ async fn behaviour_39_a_stalled_disk_holds_up_no_exit() {
     until_line(&seen.join("stalls.log"), "last").await;
     until_line(Path::new(&ended.log_path), "fine").await;
     daemon.remove(&stalls).await.unwrap();
+    nsenter(&daemon, &["umount", directory.to_str().unwrap()]);
+    daemon.finish().await;
+}
+
+/// Until the thread that copies logs sleeps in a write.
+async fn until_copying_sleeps(daemon: &Daemon) {
+    let task = format!("/proc/{}/task", daemon.keeper_pid());
+    let state = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.contains("(log) D")
+    };
+    for _ in 0..20_000 {
+        if std::fs::read_dir(&task).unwrap().flatten().any(state) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the log thread does not sleep");
+}
+
+/// `podwright keeper upgrade`, for 30 s at most: its exit code and what it says to stderr.
+async fn upgrade(daemon: &Daemon) -> (Option<i32>, String) {
+    let output = tokio::process::Command::new("timeout")
+        .args(["30", env!("CARGO_BIN_EXE_podwright"), "keeper", "--config"])
+        .arg(daemon.dir.path().join("config.toml"))
+        .arg("upgrade")
+        .output();
+    let output = output.await.unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The log thread would take what it is about to write along, and cannot be waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_with_a_stalled_log_disk_goes_on_as_it_is() {
+    let daemon = Daemon::start().await;
+    let (config, seen) = on_own_ext4(&daemon, "stalled");
+    let directory = daemon.dir.path().join("stalled");
+    let made = daemon.run_pod(config).await;
+    let other = daemon.run_pod(pod("other")).await;
+    let wait = "echo ready; while ! test -e /dev/shm/go; do sleep 0.02; done";
+    let stalls = daemon.run(&made, script("stalls", &format!("{wait}; echo one; sleep 1000"))).await;
+    until_line(&seen.join("stalls.log"), "ready").await;
+    let frozen = Frozen::new(&daemon, &directory);
+    daemon.exec(&stalls, &["touch", "/dev/shm/go"]).await.unwrap();
+    until_copying_sleeps(&daemon).await;
+    let (refused, ended) = tokio::join!(upgrade(&daemon), daemon.outcome(&other, script("during", "exit 4")));
+    assert_eq!(refused.0, Some(1), "{}", refused.1);
+    let log = directory.join("stalls.log");
+    assert!(refused.1.contains(log.to_str().unwrap()) && refused.1.contains(&stalls), "{}", refused.1);
+    assert!(refused.1.contains("does not answer"), "{}", refused.1);
+    assert_eq!(ended.0.exit_code, 4);
+    // Whatever was refused, what goes on does so.
+    assert_eq!(daemon.exec(&stalls, &["echo", "here"]).await.unwrap().stdout, b"here\n");
+    let (ended, _) = daemon.outcome(&other, script("after", "echo fine; exit 5")).await;
+    assert_eq!(ended.exit_code, 5);
+    drop(frozen);
+    until_line(&seen.join("stalls.log"), "one").await;
+    until_line(Path::new(&ended.log_path), "fine").await;
+    let (upgraded, said) = upgrade(&daemon).await;
+    assert_eq!(upgraded, Some(0), "{said}");
+    let (ended, lines) = daemon.outcome(&other, script("upgraded", "echo fine; exit 6")).await;
+    assert_eq!((ended.exit_code, text(&lines)), (6, "fine".into()));
+    daemon.remove(&stalls).await.unwrap();
+    assert_eq!(text(&read_log(&seen.join("stalls.log"))), "ready\none");
     nsenter(&daemon, &["umount", directory.to_str().unwrap()]);
     daemon.finish().await;
 }

@@ -2,6 +2,7 @@
 
 mod apparmor;
 mod calls;
+mod command_line;
 mod confinement;
 mod ends;
 mod escape;
@@ -12,6 +13,7 @@ mod files;
 mod harness;
 mod image_commands;
 mod image_volume;
+mod inspect;
 mod layout;
 mod lifecycle;
 mod log_disk;
@@ -20,11 +22,13 @@ mod node_info;
 mod older_client;
 mod process;
 mod programs;
+mod refusals;
 mod reliability;
 #[allow(dead_code)]
 mod requests;
 mod resources;
 mod seed;
+mod shutdown;
 mod streaming;
 mod streams;
 mod tracing;

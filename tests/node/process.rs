@@ -235,14 +235,15 @@ async fn behaviour_24_sysctls() {
         ("net.core.somaxconn", "777"),
         ("net/ipv4/ip_local_port_range", "2000 3000"),
         ("kernel.msgmax", "9000"),
+        ("kernel.domainname", "example.org"),
     ] {
         sysctls.insert(key.into(), value.into());
     }
     let made = daemon.run_pod(config).await;
     let (_, lines) = daemon
-        .outcome(&made, script("read", "cd /proc/sys; cat kernel/shm_rmid_forced net/core/somaxconn net/ipv4/ip_local_port_range kernel/msgmax"))
+        .outcome(&made, script("read", "cd /proc/sys; cat kernel/shm_rmid_forced net/core/somaxconn net/ipv4/ip_local_port_range kernel/msgmax kernel/domainname"))
         .await;
-    assert_eq!(text(&lines), "1\n777\n2000\t3000\n9000");
+    assert_eq!(text(&lines), "1\n777\n2000\t3000\n9000\nexample.org");
     let outside = std::fs::read_to_string("/proc/sys/kernel/msgmax").unwrap();
     assert_ne!(outside.trim(), "9000", "a sysctl of the pod reached the node");
     // CVE-2022-0811 and what else is not the pod's alone.
@@ -255,24 +256,31 @@ async fn behaviour_24_sysctls() {
         ("kernel.shm_rmid_forced", "1+kernel.core_pattern=|/x"),
         ("kernel.shm_rmid_forced=1\nkernel.core_pattern", "|/x"),
         ("", "1"),
+        ("kernel.hostname", "x"),
         ("net.no.such_thing", "1"),
     ];
     for (key, value) in rows {
         let mut config = pod("bad");
         config.linux.as_mut().unwrap().sysctls.insert(key.into(), value.into());
         let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
-        assert!(daemon.runtime().run_pod_sandbox(request).await.is_err(), "{key:?}={value:?}");
+        let error = daemon.runtime().run_pod_sandbox(request).await.expect_err(key);
+        assert_eq!(error.code(), tonic::Code::InvalidArgument, "{key:?}={value:?}: {error}");
+        assert!(error.message().contains(&format!("{key:?}")), "{error}");
     }
     assert_eq!(std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), core);
     // With the node's network a net sysctl would be the node's.
     let mut config = pod("host");
     let linux = config.linux.as_mut().unwrap();
-    linux.sysctls.insert("net.core.somaxconn".into(), "778".into());
     linux.security_context.as_mut().unwrap().namespace_options.as_mut().unwrap().network =
         cri::NamespaceMode::Node as i32;
-    let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
-    let error = daemon.runtime().run_pod_sandbox(request).await.unwrap_err();
-    assert!(error.message().contains("net.core.somaxconn"), "{error}");
+    for key in ["net.core.somaxconn", "kernel.domainname"] {
+        let mut config = config.clone();
+        config.linux.as_mut().unwrap().sysctls.insert(key.into(), "778".into());
+        let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let error = daemon.runtime().run_pod_sandbox(request).await.unwrap_err();
+        assert!(error.message().contains(key) && error.message().contains("shares"), "{error}");
+        assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
+    }
     daemon.finish().await;
 }
 

@@ -84,20 +84,8 @@ pub fn free_port() -> u16 {
 }
 
 /// Debian's docker-registry on loopback.
-pub fn start_registry(dir: &Path, port: u16) -> std::process::Child {
-    let config = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-        dir.join("registry").display()
-    );
-    let path = dir.join("registry.yml");
-    std::fs::write(&path, config).unwrap();
-    let mut child = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("docker-registry is installed");
+fn start_registry(dir: &Path, port: u16) -> std::process::Child {
+    let mut child = start_registry_by(Command::new("docker-registry"), dir, port);
     for _ in 0..200 {
         if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return child;
@@ -107,6 +95,23 @@ pub fn start_registry(dir: &Path, port: u16) -> std::process::Child {
     let _ = child.kill();
     let _ = child.wait();
     panic!("docker-registry does not answer on port {port}");
+}
+
+/// One that may not listen yet, by a command in whichever network.
+pub fn start_registry_by(mut command: Command, dir: &Path, port: u16) -> std::process::Child {
+    let config = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+        dir.join("registry").display()
+    );
+    let path = dir.join("registry.yml");
+    std::fs::write(&path, config).unwrap();
+    command
+        .arg("serve")
+        .arg(&path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("docker-registry is installed")
 }
 
 pub fn push(layout: &Path, reference: &str) {

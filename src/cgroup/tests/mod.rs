@@ -41,6 +41,7 @@ impl Scratch {
             layout,
             root: root.clone(),
             root_made: OnceLock::new(),
+            driver: Driver::Cgroupfs,
             systemd: None,
             oom_watches: oom::Watches::default(),
         };

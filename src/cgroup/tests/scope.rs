@@ -96,6 +96,49 @@ async fn b28_a_container_is_in_its_scope_from_its_making() {
     stop(&scratch);
 }
 
+/// The configuration was changed while pods run.
+#[tokio::test]
+async fn a_pod_stays_with_the_driver_that_made_it() {
+    let Some(before) = systemd() else { return };
+    let root = before.0.root.clone();
+    let after = Cgroups::detect(Driver::Cgroupfs, &format!("{root}-other")).unwrap();
+    let (before, after) = (
+        Scratch { root: root.clone(), cgroups: before },
+        Scratch { root: after.0.root.clone(), cgroups: after },
+    );
+    let limits = Resources { memory_limit: 64 << 20, ..Default::default() };
+
+    let pod = before.pod("p4").await;
+    let container = after.container(&pod, "c4", &limits);
+    let process = after.run(&container, "sleep 1000");
+    after.cgroups.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
+    assert_eq!(property("podwright-c4.scope", "ControlGroup"), container.path);
+    let more = Resources { memory_limit: 128 << 20, ..Default::default() };
+    after.cgroups.update(&container, &more).await.unwrap();
+    assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
+    assert_eq!(after.cgroups.limits(&container).memory_limit, 128 << 20);
+    after.cgroups.kill(&container).unwrap();
+    assert!(process.killed());
+    after.cgroups.remove(&container).await.unwrap();
+    after.cgroups.remove(&pod).await.unwrap();
+    let slice = path::base(path::parent(&pod.path)).to_owned();
+    until("the slice's end", || property(&slice, "ActiveState") == "inactive").await;
+
+    let pod = after.pod("p5").await;
+    let container = before.container(&pod, "c5", &limits);
+    assert_eq!(container.path, format!("{}/pod-p5/c5", after.root));
+    let process = before.run(&container, "sleep 1000");
+    before.cgroups.adopt(&container, process.pid().cast_signed(), &limits).await.unwrap();
+    assert_eq!(property("podwright-c5.scope", "ActiveState"), "inactive");
+    before.cgroups.update(&container, &more).await.unwrap();
+    before.cgroups.kill(&container).unwrap();
+    assert!(process.killed());
+    before.cgroups.remove(&container).await.unwrap();
+    before.cgroups.remove(&pod).await.unwrap();
+    after.finish().await;
+    stop(&before);
+}
+
 /// systemd writes "everything" into the devices of a v1 scope that says nothing of them.
 #[tokio::test]
 async fn devices_stay_confined_in_a_scope() {

@@ -16,7 +16,6 @@ pub(super) mod pod;
 pub(super) mod resources;
 mod security;
 mod signal;
-mod sysctl;
 mod text;
 
 use std::path::Path;

@@ -1,11 +1,13 @@
 //! RunPodSandbox.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::cri::decode::{Host, RUNTIME_HANDLERS, given, known, resources, security, sysctl, text};
+use crate::cri::decode::{Host, RUNTIME_HANDLERS, given, known, resources, security, text};
 use crate::cri::wire;
 use crate::error::{Error, Result};
-use crate::pod::spec::{Dns, PodName, PodSpec, PortMapping, Protocol};
+use crate::network::sysctl;
+use crate::pod::spec::{Dns, NamespaceMode, Namespaces, PodName, PodSpec, PortMapping, Protocol};
 
 /// Of utsname's nodename, see uname(2).
 const MAX_HOSTNAME: usize = 64;
@@ -31,12 +33,23 @@ pub(in crate::cri) fn run(request: wire::RunPodSandboxRequest, host: &Host) -> R
         labels: config.labels,
         annotations: config.annotations,
         cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
-        sysctls: sysctl::sysctls("config.linux.sysctls", linux.sysctls, &security.namespaces)?,
+        sysctls: sysctls(linux.sysctls, &security.namespaces)?,
         overhead: limits("overhead", linux.overhead)?,
         resources: limits("resources", linux.resources)?,
         security,
         runtime_handler: handler,
     })
+}
+
+/// As they were given: they are checked again, by the same rules, when the namespaces are made.
+fn sysctls(sysctls: BTreeMap<String, String>, namespaces: &Namespaces) -> Result<BTreeMap<String, String>> {
+    let net = namespaces.network == NamespaceMode::Pod;
+    // The pod has a name of its own where it has a network of its own.
+    let own = sysctl::Own { net, ipc: namespaces.ipc == NamespaceMode::Pod, uts: net };
+    match sysctl::check(&sysctls, own) {
+        Ok(_) => Ok(sysctls),
+        Err(e) => Err(e.during("config.linux.sysctls")),
+    }
 }
 
 /// They become CNI_ARGS (`K=V;K=V`) and parts of cgroups' and files' names.
@@ -209,11 +222,11 @@ mod tests {
 
     #[test]
     fn behaviour_24_a_pod_on_the_nodes_network_sets_no_sysctl_there() {
-        let with_network = |network: wire::NamespaceMode| {
+        let with = |sysctl: &str, network: wire::NamespaceMode| {
             decode(|c| {
                 let options = wire::NamespaceOption { network: network.into(), ..Default::default() };
                 c.linux = Some(wire::LinuxPodSandboxConfig {
-                    sysctls: [("net.core.somaxconn".to_owned(), "9".to_owned())].into(),
+                    sysctls: [(sysctl.to_owned(), "9".to_owned())].into(),
                     security_context: Some(wire::LinuxSandboxSecurityContext {
                         namespace_options: Some(options),
                         ..Default::default()
@@ -222,8 +235,11 @@ mod tests {
                 });
             })
         };
-        assert!(with_network(wire::NamespaceMode::Pod).is_ok());
-        assert!(with_network(wire::NamespaceMode::Node).is_err());
+        for sysctl in ["net.core.somaxconn", "kernel.domainname"] {
+            assert_eq!(with(sysctl, wire::NamespaceMode::Pod).unwrap().sysctls[sysctl], "9");
+            let error = with(sysctl, wire::NamespaceMode::Node).unwrap_err();
+            assert!(error.message.starts_with("config.linux.sysctls: sysctl \""), "{error}");
+        }
     }
 
     #[test]

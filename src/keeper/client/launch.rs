@@ -28,6 +28,8 @@ use crate::{Error, Result};
 const SOCKET: &str = "keeper.sock";
 /// How long a keeper that holds the lock may take to listen.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long one that listens may take to answer who only looks.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 /// A connection to a keeper, and the keeper itself if we have just started it. Blocks.
 pub fn find_or_start(config: &Config) -> Result<(OwnedFd, Option<Child>)> {
@@ -106,11 +108,17 @@ fn ask(state: &Path, request: &Request, fds: Vec<Arc<OwnedFd>>) -> Result<Reply>
     wire::send_all(socket.as_fd(), 1, &hello, Vec::new()).step(step)?;
     wire::send_all(socket.as_fd(), 2, request, fds).step(step)?;
     let mut inbox = Inbox::default();
+    let limit = rustix::event::Timespec { tv_sec: LOOK_LIMIT.as_secs() as i64, tv_nsec: 0 };
     loop {
-        rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&socket, PollFlags::IN)], None)).step(step)?;
+        let wait = || poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit));
+        if rustix::io::retry_on_intr(wait).step(step)? == 0 {
+            return Err(Error::unavailable(format!("{}: it does not answer", step())));
+        }
         match inbox.receive(socket.as_fd()) {
             Ok(answer) if answer.number == 2 => {
-                return answer.decode().map_err(|e| Error::internal(format!("{}: {e}", step())));
+                return answer
+                    .decode()
+                    .map_err(|e| Error::internal(format!("{}: it may be of another version: {e}", step())));
             }
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}

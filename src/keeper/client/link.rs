@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,14 +24,12 @@ pub struct Link {
     waiting: Mutex<Option<HashMap<u32, UnboundedSender<Answer>>>>,
     next: AtomicU32,
     has_output: tokio::sync::Notify,
+    /// Why it has ended, where one of the two did not understand the other.
+    fault: OnceLock<String>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lost() -> Error {
-    Error::unavailable("the connection to the keeper was lost")
 }
 
 /// Who waits for an answer must not wait for ever for one that is of another version.
@@ -50,7 +48,16 @@ impl Link {
             // 0 is for events.
             next: AtomicU32::new(1),
             has_output: tokio::sync::Notify::new(),
+            fault: OnceLock::new(),
         }))
+    }
+
+    fn lost(&self) -> Error {
+        let lost = "the connection to the keeper was lost";
+        match self.fault.get() {
+            Some(fault) => Error::unavailable(format!("{lost}: {fault}")),
+            None => Error::unavailable(lost),
+        }
     }
 
     /// Sends a request. Its answers come through what is returned, which ends with the connection.
@@ -58,12 +65,12 @@ impl Link {
         let number = self.next.fetch_add(1, Ordering::Relaxed).max(1);
         let packets = wire::encode(number, request, fds).map_err(|e| Error::io("asking the keeper", e))?;
         let (sender, answers) = unbounded_channel();
-        lock(&self.waiting).as_mut().ok_or_else(lost)?.insert(number, sender);
+        lock(&self.waiting).as_mut().ok_or_else(|| self.lost())?.insert(number, sender);
         let answers = Answers { link: Arc::clone(self), number, answers };
         let mut outbox = lock(&self.outbox);
         outbox.push(packets);
         // At once where there is room, which is nearly always.
-        outbox.flush(self.socket.get_ref().as_fd()).map_err(|_| lost())?;
+        outbox.flush(self.socket.get_ref().as_fd()).map_err(|_| self.lost())?;
         if !outbox.is_empty() {
             self.has_output.notify_one();
         }
@@ -96,7 +103,10 @@ impl Link {
                             Err(_) if incoming.number == 0 => continue,
                             Err(error) => not_understood(&error),
                         };
-                        if incoming.number == 0 {
+                        if let (0, Reply::Refused { text, .. }) = (incoming.number, &reply) {
+                            // Of a packet, not of a request.
+                            let _ = self.fault.set(text.clone());
+                        } else if incoming.number == 0 {
                             event(reply);
                         } else if let Some(waiting) = lock(&self.waiting).as_ref()
                             && let Some(sender) = waiting.get(&incoming.number)
@@ -104,7 +114,12 @@ impl Link {
                             let _ = sender.send((reply, incoming.fds));
                         }
                     }
-                    Ok(Err(_)) => return,
+                    Ok(Err(error)) => {
+                        if error.kind() == io::ErrorKind::InvalidData {
+                            let _ = self.fault.set(format!("the keeper sent {error}"));
+                        }
+                        return;
+                    }
                     Err(_would_block) => break,
                 }
             }
@@ -140,7 +155,7 @@ pub struct Answers {
 impl Answers {
     /// UNAVAILABLE: the connection ended first.
     pub async fn next(&mut self) -> Result<Answer> {
-        self.answers.recv().await.ok_or_else(lost)
+        self.answers.recv().await.ok_or_else(|| self.link.lost())
     }
 }
 

@@ -26,6 +26,8 @@ use crate::{Error, Result};
 const NEXT_KEEPER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a daemon that starts looks for a keeper that lives.
 const FIRST_KEEPER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a keeper may take to greet: its control never waits for anything.
+const GREETING_LIMIT: Duration = Duration::from_secs(20);
 /// Keepers that one request may outlive.
 const ATTEMPTS: usize = 16;
 /// How long a dead keeper's children may take to become ours.
@@ -188,7 +190,9 @@ impl Shared {
         });
         *lock(&self.mover) = Some(ended.abort_handle());
         let mut answers = link.send(&Request::Hello { version: VERSION, observer: false }, Vec::new())?;
-        match answers.next().await?.0 {
+        let greeted = tokio::time::timeout(GREETING_LIMIT, answers.next()).await;
+        let silent = |_| Error::unavailable("a keeper has the node's containers, but does not answer");
+        match greeted.map_err(silent)??.0 {
             Reply::Welcome { keeper, pid, .. } => {
                 tracing::info!(version = keeper, pid, "connected to the keeper");
                 (self.config.met.0)(pid);
@@ -246,6 +250,7 @@ impl Shared {
                     drop(link.send(&Request::Release { key }, Vec::new())?);
                 }
                 (Reply::Done, _) => break,
+                (other @ Reply::Refused { .. }, _) => return Err(super::requests::unexpected(other)),
                 _ => {}
             }
         }

@@ -53,8 +53,14 @@ impl Control {
                     connection.inbox.idle();
                     return;
                 }
-                // Gone, or not speaking our language.
-                Err(_) => return self.drop_connection(number),
+                Err(e) => {
+                    if e.kind() == io::ErrorKind::InvalidData {
+                        // What the packets behind it belong to nobody can tell.
+                        let text = format!("the keeper was sent {e}, and ends the connection");
+                        self.refuse(number, 0, Refusal::Invalid, text);
+                    }
+                    return self.drop_connection(number);
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use self::connection::Connection;
@@ -214,14 +215,7 @@ impl Control {
         let mut events = Vec::with_capacity(64);
         loop {
             events.clear();
-            let timeout = self.timers.first().map(|(at, _)| {
-                let left = at.saturating_duration_since(Instant::now());
-                rustix::event::Timespec {
-                    tv_sec: left.as_secs() as i64,
-                    // Never early: the timer would be looked at over and over.
-                    tv_nsec: i64::from(left.subsec_nanos()),
-                }
-            });
+            let timeout = self.timeout();
             let room = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.epoll, room, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -237,6 +231,14 @@ impl Control {
                 self.try_upgrade(upgrade);
             }
         }
+    }
+
+    /// Until the next thing to do that epoll does not know of. Never early: it would be looked at over
+    /// and over.
+    fn timeout(&self) -> Option<Timespec> {
+        let (at, _) = self.timers.first()?;
+        let left = at.saturating_duration_since(Instant::now());
+        Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     fn event(&mut self, token: Token, flags: EventFlags) {

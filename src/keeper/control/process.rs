@@ -112,6 +112,30 @@ pub struct Process {
 }
 
 impl Process {
+    /// A child of ours that has just been made.
+    pub fn cloned(id: String, role: RoleKind, name: Bytes, phase: Phase, child: (i32, OwnedFd)) -> Self {
+        let (pid, pidfd) = child;
+        Self {
+            id,
+            role,
+            name,
+            pid,
+            pidfd: Arc::new(pidfd),
+            joins: false,
+            child: true,
+            helper: None,
+            phase,
+            channel: None,
+            report: None,
+            output: None,
+            exit: None,
+            drained: false,
+            collecting: None,
+            forgotten: false,
+            waiters: Waiters::default(),
+        }
+    }
+
     /// Nanoseconds since the epoch; zero: it never ran its program.
     pub fn started_at(&self) -> i64 {
         match self.phase {

@@ -10,7 +10,9 @@ use crate::keeper::child;
 use crate::keeper::note::NotePage;
 use crate::keeper::plan::{Failure, Stage};
 use crate::keeper::prepare::{Surroundings, prepare};
-use crate::keeper::protocol::{OutputFds, Phase, Refusal, Reply, Request, SourceFds, SpawnRequest, VERSION};
+use crate::keeper::protocol::{
+    Exit, OutputFds, Phase, Refusal, Reply, Request, SourceFds, SpawnRequest, VERSION,
+};
 use crate::keeper::report::Report;
 use crate::keeper::wire::Incoming;
 use crate::sys::clone::clone_child;
@@ -64,7 +66,7 @@ pub fn internal<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> Re
 impl Control {
     pub(super) fn request(&mut self, from: u64, incoming: Incoming) {
         let message = incoming.number;
-        let request: Request = match incoming.decode() {
+        let request: Request = match incoming.decode_whole() {
             Ok(request) => request,
             Err(_) => {
                 let text = format!(
@@ -112,26 +114,10 @@ impl Control {
                 return Ok(None);
             }
             Request::Forget { id } => return self.forget_by_id(&id, waiter),
-            Request::Reaped { id, exit } => {
-                if let Some(number) = self.find(&id) {
-                    // Whether it ran its program comes first.
-                    self.channel_ready(number);
-                    self.exited(number, exit);
-                }
-            }
+            Request::Reaped { id, exit } => self.reaped(&id, exit),
             Request::Status => return Ok(Some(Reply::Status(self.status()))),
             Request::Attach { id, key, stdout, stderr } => {
-                let attached = Attached { key, wants: [stdout, stderr], socket: fds.only()? };
-                let Some(number) = self.find(&id) else {
-                    // Its process follows, or a Detach.
-                    self.early.push((id, attached));
-                    return Ok(Some(Reply::Done));
-                };
-                let found =
-                    self.attach(number, attached).map_err(internal("duplicating a client's socket"))?;
-                if !found {
-                    return Err((Refusal::State, format!("process {id} has no output to attach to")));
-                }
+                self.attach_by_id(id, Attached { key, wants: [stdout, stderr], socket: fds.only()? })?;
             }
             Request::Detach { id, key } => {
                 self.early.retain(|(_, attached)| attached.key != key);
@@ -151,6 +137,26 @@ impl Control {
             }
         }
         Ok(Some(Reply::Done))
+    }
+
+    fn reaped(&mut self, id: &str, exit: Exit) {
+        if let Some(number) = self.find(id) {
+            // Whether it ran its program comes first.
+            self.channel_ready(number);
+            self.exited(number, exit);
+        }
+    }
+
+    fn attach_by_id(&mut self, id: String, attached: Attached) -> Result<(), Refused> {
+        let Some(number) = self.find(&id) else {
+            // Its process follows, or a Detach.
+            self.early.push((id, attached));
+            return Ok(());
+        };
+        match self.attach(number, attached).map_err(internal("duplicating a client's socket"))? {
+            true => Ok(()),
+            false => Err((Refusal::State, format!("process {id} has no output to attach to"))),
+        }
     }
 
     fn hello(&mut self, version: u32, observer: bool, waiter: Waiter) -> Reply {
@@ -206,27 +212,15 @@ impl Control {
             }
         };
         report.hide_from_children().map_err(internal("hiding the child's report"))?;
-        let number = self
-            .add_process(Process {
-                id: spawn.id,
-                role: spawn.role,
-                name,
-                pid,
-                pidfd: Arc::new(pidfd),
-                joins,
-                child: true,
-                helper: None,
-                phase: Phase::Preparing { parks },
-                channel: Some(channel),
-                report: Some((report_fd, report)),
-                output,
-                exit: None,
-                drained: false,
-                collecting: None,
-                forgotten: false,
-                waiters: Waiters { run: Some(waiter), ..Waiters::default() },
-            })
-            .map_err(internal("watching the process"))?;
+        let process = Process {
+            joins,
+            channel: Some(channel),
+            report: Some((report_fd, report)),
+            output,
+            waiters: Waiters { run: Some(waiter), ..Waiters::default() },
+            ..Process::cloned(spawn.id, spawn.role, name, Phase::Preparing { parks }, (pid, pidfd))
+        };
+        let number = self.add_process(process).map_err(internal("watching the process"))?;
         self.add_log(number).map_err(internal("duplicating the container's pipes"))
     }
 

@@ -7,6 +7,7 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,11 @@ use crate::sys::clone::{self, Strings};
 use crate::sys::fd::take_inherited;
 
 pub const RESUME: &str = "--resume";
+
+/// How long the log thread may take to stop: longer than that it sleeps, in a write to a disk that
+/// does not answer. Control waits meanwhile.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+const STOP_INTERVAL: Duration = Duration::from_micros(200);
 
 pub struct Upgrade {
     pub executable: Arc<OwnedFd>,
@@ -103,10 +109,52 @@ fn waiter(state: WaiterState) -> Waiter {
 }
 
 impl Control {
+    /// Has the log thread stop, between two batches. False: it sleeps, and copies on when it wakes up.
+    fn logs_stop(&self) -> bool {
+        let Some(logs) = &self.logs else { return true };
+        logs.ask_to_stop();
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !logs.has_stopped() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return !logs.ask_to_go_on();
+            }
+            std::thread::sleep(left.min(STOP_INTERVAL));
+        }
+        true
+    }
+
+    /// Why the log thread does not stop.
+    fn stalled_log(&self) -> String {
+        let process = self.logs.as_ref().and_then(LogHandle::at).and_then(|id| self.processes.get(&id));
+        let which = process.map_or("a log".to_owned(), |process| {
+            let log = process.output.as_ref().and_then(|output| output.log.as_ref());
+            match log.and_then(|log| self.path_of(log.as_fd())) {
+                Some(path) => format!("{path}, the log of {},", process.id),
+                None => format!("the log of {}", process.id),
+            }
+        });
+        format!(
+            "the keeper goes on as it is: the disk of {which} does not answer, and what is being written \
+             there would be lost to another executable; ask again when the disk answers"
+        )
+    }
+
+    /// As the mount namespace has it in which the file was opened.
+    fn path_of(&self, file: BorrowedFd<'_>) -> Option<String> {
+        let link = format!("self/fd/{}", file.as_raw_fd());
+        let path = rustix::fs::readlinkat(&self.base.proc, link, Vec::new()).ok()?;
+        Some(path.to_string_lossy().into_owned())
+    }
+
     /// Returns only if it did not work: then everything is as it was.
     pub(super) fn try_upgrade(&mut self, upgrade: Upgrade) {
         let Upgrade { executable, waiter } = upgrade;
-        // Between two batches; what the copier held are duplicates of ours.
+        if !self.logs_stop() {
+            let text = self.stalled_log();
+            return self.refuse(waiter.connection, waiter.message, Refusal::State, text);
+        }
+        // What it held are duplicates of ours.
         if let Some(logs) = self.logs.take() {
             self.unwatch(logs.event_fd());
             for event in logs.events() {

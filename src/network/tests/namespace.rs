@@ -33,6 +33,7 @@ fn namespaces_are_made_set_up_and_unpinned() {
             ("net.ipv4.ip_unprivileged_port_start", "0"),
             ("kernel.shm_rmid_forced", "1"),
             ("fs.mqueue.msg_max", "77"),
+            ("kernel.domainname", "example.org"),
         ]);
         let new =
             NewNamespaces { pin: Some(&pin), ipc: true, hostname: Some("pod-a"), sysctls: Some(&sysctls) };
@@ -43,13 +44,14 @@ fn namespaces_are_made_set_up_and_unpinned() {
             let queue = fs::read_to_string("/proc/sys/fs/mqueue/msg_max").unwrap();
             let shm = fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap();
             let host = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+            let host = host + "." + rustix::system::uname().domainname().to_str().unwrap();
             (port.trim().to_owned(), shm.trim().to_owned() + queue.trim(), host)
         };
-        assert_eq!(inside(&[&net, &ipc, &uts], read), ("0".into(), "177".into(), "pod-a".into()));
+        assert_eq!(inside(&[&net, &ipc, &uts], read), ("0".into(), "177".into(), "pod-a.example.org".into()));
         let here = read();
         assert_eq!(
-            (here.0.as_str(), here.2.as_str() != "pod-a"),
-            ("1024", true),
+            (here.0.as_str(), here.2.contains("example.org")),
+            ("1024", false),
             "the node's are as they were"
         );
         let listens = inside(&[&net], || TcpListener::bind("127.0.0.1:80").is_ok());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use podwright::cri::wire as cri;
 
-use super::{assert_whole, counter, go};
+use super::{assert_whole, counter, go, until};
 use crate::harness::{Daemon, pod, script};
 use crate::streaming::eventually;
 
@@ -112,7 +112,7 @@ async fn a_container_that_misuses_its_stdout_disturbs_no_other() {
     let daemon = Daemon::start().await;
     let pod_1 = daemon.run_pod(pod("misuse")).await;
     let mut counters = Vec::new();
-    for n in 0..10 {
+    for n in 0..20 {
         counters.push(daemon.run(&pod_1, counter(&daemon, &format!("c{n}"), n)).await);
     }
     let text = "touch /run-in-a-container; for i in 1 2 3; do /probe --exact \
@@ -126,6 +126,13 @@ async fn a_container_that_misuses_its_stdout_disturbs_no_other() {
     });
     let misuse = daemon.run(&pod_1, config).await;
     daemon.exec(&counters[0], &["true"]).await.unwrap();
+    // What they write meanwhile arrives meanwhile.
+    for id in &counters {
+        let path = daemon.status(id).await.log_path;
+        let length = || std::fs::metadata(&path).map_or(0, |file| file.len());
+        let before = length();
+        until("the neighbour's next line", || length() > before).await;
+    }
     let status = daemon.wait(&misuse).await;
     assert_eq!(status.exit_code, 0, "{:?}", std::fs::read_to_string(&status.log_path));
     for (n, id) in counters.iter().enumerate() {
