@@ -7,9 +7,9 @@
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::{
-    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
 };
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+use miniz_oxide::inflate::core::{BlockBoundaryState, DecompressorOxide, decompress};
 
 use super::dictionary::{CHECKSUM, DICTIONARY};
 use super::frame::Broken;
@@ -42,7 +42,9 @@ impl Headers {
 /// Inflates the blocks of one session, in the order of their frames. It keeps what later blocks may refer
 /// to and no more, where zlib's inflaters have 32 KiB from the beginning: most sessions have five headers.
 pub struct Reader {
-    inflater: Box<DecompressorOxide>,
+    /// Within a deflated block alone: its tables have 10 KiB.
+    inflater: Option<Box<DecompressorOxide>>,
+    between: BlockBoundaryState,
     /// What was inflated, the dictionary first, as far as a distance reaches.
     history: Vec<u8>,
     begun: bool,
@@ -50,7 +52,7 @@ pub struct Reader {
 
 impl Reader {
     pub fn new() -> Self {
-        Self { inflater: Box::default(), history: Vec::new(), begun: false }
+        Self { inflater: None, between: BlockBoundaryState::default(), history: Vec::new(), begun: false }
     }
 
     /// After an error the stream is lost, and with it the session.
@@ -85,7 +87,11 @@ impl Reader {
 
     /// Appends what the block has to the history.
     fn inflate(&mut self, mut block: &[u8]) -> Result<(), Broken> {
-        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT
+            | TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY
+            | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        let resumed = || Box::new(DecompressorOxide::from_block_boundary_state(&self.between));
+        let mut inflater = self.inflater.take().unwrap_or_else(resumed);
         let most = self.history.len() + MAX_BLOCK;
         loop {
             let at = self.history.len();
@@ -93,12 +99,20 @@ impl Reader {
                 return Err(Broken("a header block that is too long"));
             }
             self.history.resize(at + ROOM, 0);
-            let (status, used, written) = decompress(&mut self.inflater, block, &mut self.history, at, FLAGS);
+            let (status, used, written) = decompress(&mut inflater, block, &mut self.history, at, FLAGS);
             self.history.truncate(at + written);
             block = &block[used..];
             match status {
-                TINFLStatus::NeedsMoreInput if block.is_empty() => return Ok(()),
-                TINFLStatus::HasMoreOutput => {}
+                // Where clients flush.
+                TINFLStatus::BlockBoundary if block.is_empty() => {
+                    self.between = inflater.block_boundary_state().unwrap_or_default();
+                    return Ok(());
+                }
+                TINFLStatus::NeedsMoreInput if block.is_empty() => {
+                    self.inflater = Some(inflater);
+                    return Ok(());
+                }
+                TINFLStatus::BlockBoundary | TINFLStatus::HasMoreOutput => {}
                 TINFLStatus::Done => return Err(Broken("the end of the header stream")),
                 _ => return Err(Broken("a header block that cannot be inflated")),
             }
@@ -236,7 +250,7 @@ mod tests {
         for kind in ["error", "stdin", "stdout", "stderr", "resize"] {
             reader.read(&writer.write(&[("streamtype", kind)])).unwrap();
         }
-        assert!(size_of::<DecompressorOxide>() + reader.history.capacity() < 16 << 10);
+        assert!(reader.inflater.is_none() && reader.history.capacity() < 4 << 10);
         let mut random = 1u64;
         for number in 0..3000 {
             let text: String = std::iter::repeat_with(|| {
