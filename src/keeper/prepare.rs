@@ -257,7 +257,7 @@ fn executable<'a>(program: Program, around: &Surroundings<'a>, fds: &mut Fds<'a>
 }
 
 fn whole_filter(program: Bytes, flags: u32, loading: impl Fn(&[u8]) -> Loading) -> Result<Filter> {
-    if program.is_empty() || program.len() % 8 != 0 {
+    if program.is_empty() || !program.len().is_multiple_of(8) {
         return Err(Invalid("a seccomp program that is not made of 8-byte instructions".into()));
     }
     Ok(Filter { loading: loading(&program), program, flags })
