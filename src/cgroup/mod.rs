@@ -315,8 +315,11 @@ impl Cgroups {
         }
         self.0.oom_watches.stop(&cgroup.path);
         let removed = tree::remove(&self.0.layout, cgroup.whole()).await;
-        if let (Driver::Systemd, Role::Pod { parent_is_ours: true }) = (cgroup.driver(), &cgroup.role) {
-            self.0.systemd()?.stop_slice(path::base(cgroup.whole())).await?;
+        // Where systemd is not there any more its slice is not either.
+        let systemd = self.0.systemd.as_ref().filter(|_| cgroup.driver() == Driver::Systemd);
+        if let (Some(systemd), Role::Pod { parent_is_ours: true }) = (systemd, &cgroup.role) {
+            let stopped = systemd.stop_slice(path::base(cgroup.whole())).await;
+            return removed.and(stopped);
         }
         removed
     }

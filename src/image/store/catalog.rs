@@ -397,9 +397,9 @@ impl Catalog {
         with.flat_map(|image| image.tags.iter().chain(&image.digests)).cloned().collect()
     }
 
-    /// Drops the images, and the layer. Returns what holders of the images go on using, and the layer's
-    /// number where nobody uses it. In one go: whoever comes to hold such an image is too early or too late.
-    pub fn withdraw(&mut self, images: &[Digest], diff_id: Option<Digest>) -> (Kept, Option<u64>) {
+    /// Drops the images, whose holders go on using what they have, and the layer. Returns the layer's number
+    /// where nobody uses it.
+    pub fn withdraw(&mut self, images: &[Digest], diff_id: Option<Digest>) -> Option<u64> {
         let kept = self.kept_by_holders(images);
         for id in images {
             self.unname(*id);
@@ -409,22 +409,20 @@ impl Catalog {
                 }
             }
         }
-        for (holder, numbers) in &kept {
-            self.holders.remove(holder);
-            self.kept.insert(holder.clone(), numbers.clone());
+        for (holder, numbers) in kept {
+            self.holders.remove(&holder);
+            self.kept.insert(holder, numbers);
         }
-        let Some(layer) = diff_id.and_then(|diff_id| self.layers.remove(&diff_id)) else {
-            return (kept, None);
-        };
+        let layer = diff_id.and_then(|diff_id| self.layers.remove(&diff_id))?;
         self.usage.bytes -= layer.usage.bytes;
         self.usage.inodes -= layer.usage.inodes;
         let unused = !self.layer_numbers().contains(&layer.number);
-        (kept, unused.then_some(layer.number))
+        unused.then_some(layer.number)
     }
 
     /// What the holders of `images` go on using when those are withdrawn; what they use of an earlier one
     /// stays theirs, too.
-    fn kept_by_holders(&self, images: &[Digest]) -> Kept {
+    pub fn kept_by_holders(&self, images: &[Digest]) -> Kept {
         let images = images.iter().filter_map(|id| self.images.get(id));
         let kept = images.flat_map(|image| {
             let of_it: Vec<_> = image.layers.iter().filter_map(|l| self.number_of(*l)).collect();

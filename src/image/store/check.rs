@@ -168,14 +168,18 @@ impl Store {
         images: Vec<Digest>,
         diff_id: Option<Digest>,
     ) -> Result<()> {
-        // From the catalog first: who wants to hold such an image while the index is written comes too late.
-        let (kept, doomed) = self.catalog_mut().withdraw(&images, diff_id);
-        self.index.apply(&Change {
-            delete_images: images,
-            delete_layers: diff_id.into_iter().collect(),
-            put_kept: kept,
-            ..Change::default()
-        })?;
+        let doomed = {
+            // Held meanwhile, rare and short as this is: nobody comes to hold such an image while the index is
+            // written, and where that fails nothing has changed.
+            let mut catalog = self.catalog_mut();
+            self.index.apply(&Change {
+                delete_images: images.clone(),
+                delete_layers: diff_id.into_iter().collect(),
+                put_kept: catalog.kept_by_holders(&images),
+                ..Change::default()
+            })?;
+            catalog.withdraw(&images, diff_id)
+        };
         let Some(number) = doomed else { return Ok(()) };
         self.take_away(number)?;
         drop(change);

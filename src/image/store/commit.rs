@@ -135,7 +135,7 @@ impl Store {
     fn drop_unwritten(&self, layers: &[Unindexed]) {
         for (diff_id, ..) in layers {
             let state = self.catalog().place_of(*diff_id).map(|(_, state)| state);
-            let (_, number) = self.catalog_mut().withdraw(&[], Some(*diff_id));
+            let number = self.catalog_mut().withdraw(&[], Some(*diff_id));
             self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
             let Some((number, state)) = number.zip(state) else { continue };
             match if state == LayerState::Staged { Ok(()) } else { self.take_away(number) } {

@@ -131,6 +131,9 @@ impl Control {
                     output.stdin = None;
                 }
             }
+            Request::Upgrade if self.upgrade.is_some() => {
+                return Err((Refusal::State, "another upgrade is under way".to_owned()));
+            }
             Request::Upgrade => {
                 self.upgrade = Some(Upgrade { executable: fds.only()?, waiter });
                 return Ok(None);

@@ -122,7 +122,8 @@ fn a_withdrawn_layer_stays_for_its_holders_and_comes_anew_for_others() {
     catalog.hold(digest("1"), "running");
     let images = catalog.images_with(digest("base"));
     assert_eq!(images.len(), 2);
-    let (kept, doomed) = catalog.withdraw(&images, Some(digest("base")));
+    let kept = catalog.kept_by_holders(&images);
+    let doomed = catalog.withdraw(&images, Some(digest("base")));
     assert_eq!((kept, doomed), (vec![("running".to_owned(), vec![0, 1])], None), "it is in use");
     assert!(catalog.images().is_empty() && !catalog.has_layer(digest("base")));
     // Of the others, what the container uses stays, and serves the next pull.
@@ -135,7 +136,9 @@ fn a_withdrawn_layer_stays_for_its_holders_and_comes_anew_for_others() {
     // As at a restart, when the image is here again.
     assert!(catalog.hold(digest("1"), "running") && catalog.drop_released().1.is_empty());
     // And withdrawn once more: what it really uses is what it had first.
-    let (kept, doomed) = catalog.withdraw(&catalog.images_with(digest("base")), Some(digest("base")));
+    let images = catalog.images_with(digest("base"));
+    let kept = catalog.kept_by_holders(&images);
+    let doomed = catalog.withdraw(&images, Some(digest("base")));
     assert_eq!((kept, doomed), (vec![("running".to_owned(), vec![0, 1, 7])], None));
     assert!(catalog.release("running"));
     let (released, mut unused) = catalog.drop_released();
