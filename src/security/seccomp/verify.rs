@@ -23,9 +23,6 @@ use super::{bpf, compile, default};
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
-/// `A = nr` of struct seccomp_data: BPF_LD | BPF_W | BPF_ABS.
-const LOAD_NUMBER: (u16, u32) = (0x20, 0);
-
 /// The kernel's struct seccomp_data, without the instruction pointer.
 #[derive(Debug, Clone, Copy)]
 struct Call {
@@ -61,6 +58,14 @@ fn run(program: &[Instruction], call: &Call) -> (u32, usize) {
             code => panic!("an instruction {code:#x}"),
         }
     }
+}
+
+/// Whether what follows where x86_64 is told compares with numbers of calls, of which none was loaded:
+/// libseccomp 2.5.4 forgets it where x32 is listed and its first rule is of a call that x86_64 has not.
+fn forgets_the_number(program: &[Instruction]) -> bool {
+    let told = program.iter().position(|i| (i.code, i.k) == (bpf::EQUAL, X86_64));
+    let next = told.and_then(|at| program.get(at + 1 + usize::from(program[at].jt)));
+    next.is_some_and(|i| matches!(i.code, bpf::EQUAL | bpf::GREATER | bpf::AT_LEAST) && i.k != I386)
 }
 
 /// A program of tests/seccomp, built beside this test. Where there is no compiler one that lies there
@@ -239,18 +244,11 @@ fn for_calls(profile: &LinuxSeccomp, mut check: impl FnMut(&Call)) {
 fn compare_with_libseccomp(profile: &LinuxSeccomp) {
     let ours = compile::program(profile).unwrap();
     let (theirs, unknown) = oracle(profile);
-    // Where x32 is listed and no rule is of it, libseccomp 2.5.4 compares numbers with what it has not loaded.
-    let names = profile.syscalls().iter().flatten().flat_map(|s| s.names()).map(String::as_str);
     let lists_x32 = profile.architectures().iter().flatten().any(|arch| *arch == Arch::ScmpArchX32);
-    if lists_x32
-        && calls(names).iter().all(|(_, number)| *number < X32_BIT)
-        && !theirs.iter().any(|i| (i.code, i.k) == LOAD_NUMBER)
-    {
-        return;
-    }
+    let forgets = lists_x32 && forgets_the_number(&theirs);
     let newer = newer(profile);
     for_calls(profile, |call| {
-        if !unknown.contains(&(call.arch, call.number)) {
+        if !unknown.contains(&(call.arch, call.number)) && !(forgets && call.arch == X86_64) {
             let wanted = if newer(call) { ENOSYS } else { run(&theirs, call).0 };
             assert_eq!(run(&ours, call).0, wanted, "{call:x?} under {profile:?}");
         }
